@@ -1,0 +1,70 @@
+# `make` alone lists the verbs. Nothing here needs root; everything is installed into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
+INSTALLED := .venv/.installed
+
+# What torch pulls in on a machine with a GPU. They come with the torch that requirements-torch.txt resolves to
+# (on a CPU build: none), so they must not be in the lock.
+TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+	nvidia-nvshmem-cu13 nvidia-nvtx
+
+.PHONY: help install demo test test-slow test-gpu lint serve clean lock
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## create .venv and install what is pinned in requirements*.txt
+
+demo: install  ## train, score and sample through the service on real photographs, into demo_output/
+	@$(BIN)/python -m examples.demo
+
+# Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
+test: lint  ## lint, then run every test but those marked gpu and slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow"
+
+test-slow: install  ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+test-gpu: install  ## run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+lint: install  ## ruff, mypy, and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy api flowpp worker examples
+	@$(BIN)/lint-imports --no-logo
+
+serve: install  ## run the service on http://127.0.0.1:8000 over ./data until Ctrl-C
+	@$(BIN)/flowpp serve
+
+clean:  ## remove .venv, caches and demo_output/; keep data/
+	rm -rf .venv demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: install  ## compile requirements.txt anew from pyproject.toml, keeping versions where possible
+	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) -o requirements.txt
+	@! grep -nE '^(nvidia|cuda|triton|torch)' requirements.txt || { echo 'add these to TORCH_PACKAGES' >&2; exit 1; }
+
+# Done last, so that an interrupted installation is taken up again.
+$(INSTALLED): requirements.txt requirements-torch.txt pyproject.toml
+	@python=; for candidate in $${PYTHON:-python3.11 python3}; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "flowpp needs Python 3.11 or newer: neither python3.11 nor python3 is one. Install it, or name it: make install PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	if [ ! -x $(BIN)/python ]; then echo "creating .venv with $$($$python --version)"; "$$python" -m venv .venv; fi
+	@echo "installing the packages of requirements.txt, each checked by hash"
+	@$(PIP) --require-hashes -r requirements.txt
+	@echo "installing torch, which is large"
+	@$(PIP) -r requirements-torch.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "installed into .venv"

@@ -1,0 +1,48 @@
+"""The HTTP application. `uvicorn api.app:create_app --factory` runs it; it never imports torch."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from api import problems
+from api.routes import checkpoints, datasets, health, jobs, likelihood_jobs, presets, sampling_jobs, training_jobs
+from worker.reaper import Reaper
+from worker.service import Service
+from worker.settings import Settings
+
+DESCRIPTION = """
+Train Flow++ models on your images, ask for the bits/dim of images, draw samples.
+
+Upload a dataset, start a training job on it, follow its events, then name the job (meaning its best checkpoint) or a
+checkpoint as `model` of likelihood and sampling jobs. Lists come in pages: `after` the `last_id` while `has_more`.
+Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application over `settings`, by default the environment's."""
+    service = Service(settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with service, Reaper(service):
+            yield
+
+    app = FastAPIOffline(  # /docs without a CDN
+        title="flowpp",
+        version="0.1.0",
+        summary="Flow++ as a service: train, score, sample.",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses={"4XX": {"model": problems.Problem, "description": "Refused; `code` and `detail` say why."}},
+    )
+    app.state.service = service
+    problems.install(app)
+    for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, checkpoints, presets):
+        app.include_router(module.router, prefix="/v1")
+    app.include_router(health.router)
+    logging.getLogger("api").setLevel(logging.INFO)
+    return app

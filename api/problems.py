@@ -1,0 +1,130 @@
+"""Errors on the wire: RFC 9457 problem documents, each with a stable code."""
+
+import logging
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from flowpp.data import BadImages
+from worker.connection import UNREACHABLE
+from worker.refusals import Conflict, Invalid, NotFound, QueueFull, Refusal
+
+MEDIA_TYPE = "application/problem+json"
+
+logger = logging.getLogger(__name__)
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    path: str = Field(description="Dotted path of the field in the request.", examples=["training.learning_rate"])
+    detail: str = Field(examples=["Input should be less than or equal to 1"])
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="A sentence: what was wrong, where, and what would be right.")
+    code: str = Field(description="Stable, for programs.", examples=["invalid_request"])
+    instance: str = Field(description="The path of the request.")
+    errors: list[FieldProblem] = []
+
+
+class UploadTooLarge(Exception):
+    """A body beyond its limit in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is larger than the limit of {limit:,} bytes")
+
+
+class Unsupported(Exception):
+    """A body of a media type that the endpoint does not take; the message says which it does."""
+
+
+def problem(
+    request: Request, status: int, code: str, detail: str, *, errors: Any = (), headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The response for one problem."""
+    content = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        instance=request.url.path,
+        errors=list(errors),
+    )
+    return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+STATUS: dict[type[Refusal], int] = {NotFound: 404, Conflict: 409, Invalid: 422, QueueFull: 429}
+CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document."""
+
+    @app.exception_handler(Refusal)
+    def refused(request: Request, error: Refusal) -> JSONResponse:
+        status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+        field = error.field if isinstance(error, Invalid) else None
+        errors = [FieldProblem(path=field, detail=str(error))] if field else []
+        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
+        return problem(request, status, error.code, str(error), errors=errors, headers=headers)
+
+    @app.exception_handler(BadImages)
+    def bad_images(request: Request, error: BadImages) -> JSONResponse:
+        status = 413 if error.code == "too_large" else 422
+        return problem(request, status, error.code, str(error))
+
+    @app.exception_handler(UploadTooLarge)
+    def too_large(request: Request, error: UploadTooLarge) -> JSONResponse:
+        # what is still to come of the body is not read
+        return problem(request, 413, "body_too_large", str(error), headers={"Connection": "close"})
+
+    @app.exception_handler(Unsupported)
+    def unsupported(request: Request, error: Unsupported) -> JSONResponse:
+        return problem(request, 415, "unsupported_media_type", str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [_field(each) for each in error.errors()[:20]]
+        first = errors[0]
+        return problem(request, 422, "invalid_request", f"{first.path}: {first.detail}", errors=errors)
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = CODE_OF_STATUS.get(error.status_code, "http_error")
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        headers = dict(error.headers) if error.headers else None
+        return problem(request, error.status_code, code, detail, headers=headers)
+
+    async def unreachable(request: Request, error: Exception) -> JSONResponse:
+        detail = "the service cannot reach its Redis server; try again in a while"
+        return problem(request, 503, "redis_unreachable", detail, headers={"Retry-After": "5"})
+
+    for kind in UNREACHABLE:
+        app.add_exception_handler(kind, unreachable)
+
+    @app.exception_handler(Exception)
+    def internal(request: Request, error: Exception) -> JSONResponse:
+        reference = secrets.token_hex(8)
+        logger.error("request %s failed: %s %s", reference, request.method, request.url.path, exc_info=error)
+        detail = f"the service failed; its log tells why under {reference}"
+        return problem(request, 500, "internal_error", detail)
+
+
+def _field(error: Any) -> FieldProblem:
+    if error["type"] == "json_invalid":
+        why = error.get("ctx", {}).get("error", error["msg"])
+        return FieldProblem(path="body", detail=f"the body is not JSON: {why}")
+    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
+    return FieldProblem(path=".".join(place) or "body", detail=error["msg"].removeprefix("Value error, "))

@@ -1,0 +1,93 @@
+"""What goes over the wire, beside the records of worker."""
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowpp.config import ModelConfig, TrainingConfig
+from worker.jobs import Job
+from worker.paging import Page
+
+T = TypeVar("T", bound=BaseModel)
+
+After = Annotated[str | None, Query(max_length=128, description="Continue behind the object with this id.")]
+Limit = Annotated[int, Query(ge=1, le=100, description="Objects at the most.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By creation.")]
+
+
+class ListOf(BaseModel, Generic[T]):
+    """A page of a list. The next one: `after` the last id, while `has_more`."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+def as_list(page: Page[Any]) -> dict[str, Any]:
+    """A page of records with ids as a `ListOf`."""
+    return {
+        "data": page.data,
+        "first_id": page.data[0].id if page.data else None,
+        "last_id": page.data[-1].id if page.data else None,
+        "has_more": page.has_more,
+    }
+
+
+class JobObject(Job):
+    """A job. Follow it at /v1/jobs/{id}/events."""
+
+    queue_position: int | None = Field(None, description="How many jobs wait before it; none where it does not wait.")
+
+
+class Preset(BaseModel):
+    """A named model with the recipe that trains it."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str = Field(examples=["small"])
+    object: Literal["preset"] = "preset"
+    description: str
+    model: ModelConfig
+    training: TrainingConfig
+
+
+class Artifact(BaseModel):
+    """A file that a job has left."""
+
+    id: str = Field(description="Its name, too.", examples=["grid.png"])
+    object: Literal["artifact"] = "artifact"
+    name: str
+    bytes: int
+    sha256: str
+    url: str = Field(description="Path to fetch it from.")
+
+
+class Attempt(BaseModel):
+    """One attempt at a job."""
+
+    attempt: int
+    worker: str | None = None
+    started_at: float
+    ended_at: float | None = None
+    status: str = Field(description="What the job became when it ended, or is.")
+    code: str | None = Field(None, description="Why it ended so, where it failed.")
+    message: str | None = None
+
+
+class Metrics(BaseModel):
+    """A training job's metrics, a column each, for plotting; a step without a value has null."""
+
+    object: Literal["metrics"] = "metrics"
+    columns: dict[str, list[float | None]] = Field(
+        examples=[{"step": [5, 10], "train_bits_per_dim": [6.1, 5.2], "validation_bits_per_dim": [None, 5.4]}]
+    )
+
+
+class Health(BaseModel):
+    """Whether the service can do its work."""
+
+    status: Literal["ok", "unready"]
+    missing: list[str] = Field([], description="What it waits for, in words.")

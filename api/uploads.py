@@ -1,0 +1,95 @@
+"""Uploads: multipart bodies to files on disk, with a limit that holds while they arrive."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from api.problems import Unsupported, UploadTooLarge
+
+MAX_FIELDS = 32
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The text fields of a form, and its files in the order sent: what each is called, and where it lies."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[tuple[str, Path], ...] = ()
+
+
+@asynccontextmanager
+async def received(request: Request, file_field: str, max_bytes: int, max_files: int) -> AsyncIterator[Upload]:
+    """The form in the body of `request`, with its files in a temporary directory that goes with the block.
+
+    Raises `Unsupported` for another media type, `UploadTooLarge` as soon as the limit is known to be passed, and
+    `RequestValidationError` for what is no form or has other files than those of `file_field`.
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise Unsupported(f"send multipart/form-data with the file field {file_field!r}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise UploadTooLarge(max_bytes)
+    parser = MultiPartParser(request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise _invalid(file_field, error.message) from error
+    try:
+        fields: dict[str, str] = {}
+        parts: list[UploadFile] = []
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                fields[name] = value
+            elif name == file_field:
+                parts.append(value)
+            else:
+                raise _invalid(name, f"unexpected file; files go in the field {file_field!r}")
+        if not parts:
+            raise _invalid(file_field, "Field required: at least one file")
+        with tempfile.TemporaryDirectory(prefix="flowpp-upload-") as directory:
+            yield Upload(fields, await run_in_threadpool(_save, parts, Path(directory)))
+    finally:
+        await form.close()
+
+
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    arrived = 0
+    async for chunk in request.stream():
+        arrived += len(chunk)
+        if arrived > max_bytes:
+            raise UploadTooLarge(max_bytes)
+        yield chunk
+
+
+def _save(parts: list[UploadFile], directory: Path) -> tuple[tuple[str, Path], ...]:
+    saved = []
+    for index, part in enumerate(parts):
+        folder = directory / str(index)  # two files may have one name
+        folder.mkdir()
+        name = display_name(part.filename or "")
+        with (folder / name).open("xb") as target:
+            shutil.copyfileobj(part.file, target, 2**20)
+        saved.append((name, folder / name))
+    return tuple(saved)
+
+
+def display_name(filename: str) -> str:
+    """A user's file name without folders and odd characters: it says what a file is and leads nowhere."""
+    base = PureWindowsPath(PurePosixPath(filename).name).name
+    return _UNSAFE.sub("_", base).lstrip(".")[-100:] or "file"
+
+
+def _invalid(name: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body", name), "msg": message, "input": None}])

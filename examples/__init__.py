@@ -1,0 +1,1 @@
+"""Programs that use flowpp as a stranger would."""

@@ -1,0 +1,233 @@
+"""The command line: `python -m flowpp train | likelihood | sample | encode | decode`.
+
+Exit codes: 0 done, or stopped with a checkpoint; 1 failed; 2 bad input, with a sentence on stderr. torch loads
+inside the commands, so that help and errors come at once.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import numpy as np
+import typer
+from pydantic import ValidationError
+
+from flowpp.checkpoint import BadCheckpoint
+from flowpp.config import PRESETS
+from flowpp.console import BadInput, errors, show_training, stopping_on_signals, track
+from flowpp.data import BadImages
+from flowpp.declaration import declare_run
+from flowpp.durable import new_directory
+from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
+from flowpp.sources import Split, open_images, read_latents
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowpp.model import FlowPP
+
+app = typer.Typer(
+    help="Flow++: train a flow on images, score images in bits/dim, draw samples, encode and decode.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+IMAGES = "A folder or archive (.zip, .tar, .tar.gz) of images, .npy, .npz, CIFAR-10's archives, an image set or images."
+CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run directory for its best one.")]
+ImagesPath = Annotated[list[Path], typer.Option("--images", help=f"{IMAGES} May be repeated for several image files.")]
+SplitName = Annotated[Split, typer.Option(help="Which images of a set that has a validation split.")]
+DeviceName = Annotated[Device, typer.Option(help="Where to compute; auto is CUDA where there is one.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of all random numbers.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=65_536, help="Images a forward pass; less where memory is short.")]
+
+
+@app.command()
+def train(
+    run_directory: Annotated[Path, typer.Argument(help="Where configuration, metrics and checkpoints are kept.")],
+    data: Annotated[Path | None, typer.Option(help=f"Begins a new run on these images. {IMAGES}")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"{', '.join(PRESETS)}; small if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; short for --set training.steps=N.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Changes the preset: model.filters=48, training.batch_size=16, ..."
+        ),
+    ] = None,
+    resume_from: Annotated[Path | None, typer.Option(help="Starts from a checkpoint of another run.")] = None,
+    device: DeviceName = Device.AUTO,
+    json_events: Annotated[bool, typer.Option("--json-events", help="JSON lines instead of a progress bar.")] = False,
+) -> None:
+    """Begins a run, or goes on with the one in RUN_DIRECTORY from its newest checkpoint.
+
+    Ctrl-C and SIGTERM write a checkpoint and end it; the same command goes on from there. metrics.jsonl,
+    checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY.
+    """
+    run = RunDirectory(run_directory)
+    with stopping_on_signals() as stop:
+        place = _device(device)
+        if data is not None:
+            declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
+        elif preset or steps or overrides or resume_from:
+            raise BadInput("--preset, --steps, --set and --resume-from begin a new run and need --data")
+        elif not (run_directory / CONFIG).exists():
+            raise BadInput(f"{run_directory} holds no run to go on with; begin one with --data IMAGES")
+        from flowpp.recording import record
+        from flowpp.training import train as events
+
+        with record(run) as recorder:
+            total = run.config.training.steps
+            for event in show_training(events(run_directory, device=place, stop=stop.is_set), total, json_events):
+                recorder.step = event.step
+    errors.print(recorder.sentence)
+
+
+@app.command()
+def likelihood(
+    checkpoint: CheckpointPath,
+    images: ImagesPath,
+    output: Annotated[Path, typer.Option(help="New directory for likelihood.json, csv and png.")] = Path("likelihood"),
+    importance_samples: Annotated[
+        int, typer.Option(min=1, max=65_536, help="1 gives the variational bound, more a tighter one.")
+    ] = 1,
+    split: SplitName = Split.ALL,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """Scores images: log-likelihood in nats and bits/dim of each, mean and standard error of all."""
+    _check_free(output)
+    names, pixels = open_images(images, split)
+    model = _load(checkpoint, device)
+    from flowpp.likelihood import Likelihood
+    from flowpp.likelihood import likelihood as batches
+
+    log_prob = track(batches(model, pixels, importance_samples, batch_size, seed), len(pixels), "image")
+    scored = Likelihood(log_prob, model.config.dimensions, importance_samples, seed)
+    with new_directory(output) as unfinished:
+        scored.write(unfinished, names)
+    print(json.dumps(scored.summary()))
+
+
+@app.command()
+def sample(
+    checkpoint: CheckpointPath,
+    n: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100_000, help="How many.")] = 16,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="Scale of the latents; 1 is the model.")] = 1.0,
+    output: Annotated[Path, typer.Option(help="New directory for grid.png, samples.npz and png/.")] = Path("samples"),
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """Draws samples."""
+    if math.isnan(temperature):  # which no range holds off
+        raise BadInput("--temperature nan: expected is a number from 0 to 10")
+    _check_free(output)
+    model = _load(checkpoint, device)
+    from flowpp.sampling import sample as batches
+    from flowpp.sampling import write_samples
+
+    images = track(batches(model, n, temperature, seed, batch_size), n, "sample")
+    with new_directory(output) as unfinished:
+        write_samples(unfinished, images)
+
+
+@app.command()
+def encode(
+    checkpoint: CheckpointPath,
+    images: ImagesPath,
+    output: Annotated[Path, typer.Option(help="New .npz file for `latents` and `names`.")] = Path("latents.npz"),
+    split: SplitName = Split.ALL,
+    seed: Seed = 0,
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """Writes the latents of images, float32 [N, C, H, W], which `decode` turns back into the same images."""
+    _check_free(output)
+    names, pixels = open_images(images, split)
+    model = _load(checkpoint, device)
+    from flowpp.sampling import encode as batches
+    from flowpp.sampling import write_arrays
+
+    latents = track(batches(model, pixels, seed), len(pixels), "image")
+    write_arrays(output, latents=latents, names=np.array(names))
+
+
+@app.command()
+def decode(
+    checkpoint: CheckpointPath,
+    latents: Annotated[Path, typer.Argument(help="A .npz file with `latents`, as `encode` writes it.")],
+    output: Annotated[Path, typer.Option(help="New directory for grid.png, samples.npz and png/.")] = Path("decoded"),
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """Turns latents back into images."""
+    _check_free(output)
+    model = _load(checkpoint, device)
+    from flowpp.sampling import decode as batches
+    from flowpp.sampling import write_samples
+
+    z = read_latents(latents, model.config)
+    images = track(batches(model, z), len(z), "image")
+    with new_directory(output) as unfinished:
+        write_samples(unfinished, images)
+
+
+def _load(checkpoint: Path, device: Device) -> "FlowPP":
+    path = find_checkpoint(checkpoint)
+    from flowpp.model import FlowPP
+
+    return FlowPP.load(path, _device(device))
+
+
+def _device(device: Device) -> "torch.device":
+    from flowpp.devices import resolve_device
+
+    try:
+        return resolve_device(device.value)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _check_free(output: Path) -> None:
+    if output.exists():
+        raise BadInput(f"{output} exists; choose another --output")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; exits with its code."""
+    try:
+        app(arguments, prog_name="python -m flowpp")
+    except ValidationError as error:
+        _exit(2, describe(error))
+    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory) as error:
+        _exit(2, str(error))
+    except TrainingError as error:
+        _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")
+    except (MemoryError, RuntimeError) as error:
+        from flowpp.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _exit(1, "out of memory; try a smaller --batch-size")
+
+
+def _exit(code: int, sentence: str) -> NoReturn:
+    errors.print(f"flowpp: {sentence}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

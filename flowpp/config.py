@@ -1,0 +1,269 @@
+"""Hyperparameters, declared once: constructor argument, checkpoint content, HTTP schema and preset."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, model_validator
+
+Stage = Annotated[str, StringConstraints(pattern=r"^(squeeze|(columns|channels) x[1-9][0-9]?)$")]
+"""One stage of a flow: `squeeze`, or n couplings on a split, as `columns x4` or `channels x2`."""
+
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
+
+
+def stage_couplings(stage: str) -> int:
+    """The number of couplings of a stage: 4 for `columns x4`, 0 for `squeeze`."""
+    match = re.search(r" x(\d+)$", stage)
+    return int(match.group(1)) if match else 0
+
+
+def flow_shape(flow: tuple[str, ...], shape: Shape) -> Shape:
+    """(channels, height, width) after the stages of `flow`, from `shape`.
+
+    Raises `ValueError` where a stage does not divide the shape that reaches it.
+    """
+    channels, height, width = shape
+    for stage in flow:
+        here = f"stage {stage!r} of the flow meets images of {channels} channels, {height} x {width}"
+        if stage == "squeeze":
+            if height % 2 or width % 2:
+                raise ValueError(f"{here}: a squeeze needs an even height and width")
+            channels, height, width = 4 * channels, height // 2, width // 2
+        elif stage.startswith("columns"):
+            if width % 2:
+                raise ValueError(f"{here}: a column split needs an even width")
+        elif channels % 2:
+            raise ValueError(f"{here}: a channel split needs an even number of channels; squeeze first")
+    return channels, height, width
+
+
+class Frozen(BaseModel):
+    """Immutable, closed to unknown fields, and without NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class DequantizerConfig(Frozen):
+    """How the discrete image becomes continuous (Flow++ section 3.1)."""
+
+    kind: Literal["variational", "uniform"] = Field(
+        "variational", description="A conditional flow over the noise, or uniform noise (the paper's ablation)."
+    )
+    flow: tuple[Stage, ...] = Field(
+        ("columns x4",), max_length=16, description="Stages of the noise flow, from the normal noise on."
+    )
+    blocks: int = Field(2, ge=0, le=64, description="Blocks in the conditioner of each coupling.")
+    context_filters: int = Field(32, ge=1, le=512, description="Channels of the context network.")
+    context_blocks: int = Field(3, ge=0, le=64, description="Gated convolutions of the context network.")
+
+
+class ModelConfig(Frozen):
+    """A Flow++ model, complete: `FlowPP(ModelConfig(...))` needs nothing else.
+
+    The defaults are the paper's CIFAR-10 model. Raises `pydantic.ValidationError` where a stage of the
+    flow does not divide the shape that reaches it.
+    """
+
+    height: int = Field(32, ge=1, le=256, description="Image height in pixels.")
+    width: int = Field(32, ge=2, le=256, description="Image width in pixels.")
+    channels: Literal[1, 3] = Field(3, description="Image channels: 1 (grey) or 3 (RGB).")
+    bits: int = Field(8, ge=1, le=8, description="Bits a channel value; 8-bit images are floored to the upper bits.")
+    filters: int = Field(96, ge=1, le=512, description="Channels inside the conditioners.")
+    blocks: int = Field(10, ge=0, le=64, description="Blocks (gated convolution, gated attention) a conditioner.")
+    components: int = Field(32, ge=1, le=128, description="Logistic components of a coupling's mixture (K).")
+    heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide `filters`.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout probability inside the conditioners.")
+    coupling: Literal["mixture", "affine"] = Field(
+        "mixture", description="Mixture-of-logistics CDF (Flow++ eq. 16) or affine coupling (ablation)."
+    )
+    attention: bool = Field(True, description="Gated attention, or the parameter-matched maximum (ablation).")
+    pointwise: bool = Field(True, description="Invertible 1x1 convolution before each coupling.")
+    flow: tuple[Stage, ...] = Field(
+        ("columns x4", "squeeze", "channels x2", "columns x3"),
+        min_length=1,
+        max_length=16,
+        description="Stages of the main flow, from the image on.",
+    )
+    dequantizer: DequantizerConfig = DequantizerConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.filters % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide filters ({self.filters})")
+        flow_shape(self.flow, self.image_shape)
+        if self.dequantizer.kind == "variational":
+            if self.width % 2:
+                raise ValueError(f"the variational dequantizer needs an even width; the images are {self.width} wide")
+            flow_shape(self.dequantizer.flow, self.image_shape)
+        return self
+
+    @property
+    def image_shape(self) -> Shape:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def latent_shape(self) -> Shape:
+        """Shape of `encode`'s result: (channels, height, width) after the flow's squeezes."""
+        return flow_shape(self.flow, self.image_shape)
+
+    @property
+    def dimensions(self) -> int:
+        """D, the number of channel values of an image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def levels(self) -> int:
+        """2**bits, the number of values of a channel."""
+        return 2**self.bits
+
+    def with_image_shape(self, shape: Shape) -> "ModelConfig":
+        """The same model for images of (channels, height, width). Raises `pydantic.ValidationError`."""
+        channels, height, width = shape
+        return ModelConfig(**{**dict(self), "channels": channels, "height": height, "width": width})
+
+
+class TrainingConfig(Frozen):
+    """How a model is trained. The defaults are the paper's CIFAR-10 recipe."""
+
+    steps: int = Field(312_500, ge=1, le=100_000_000, description="Optimizer steps in all.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Images a step, over all processes.")
+    init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
+    warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")
+    cooldown_steps: int = Field(
+        0, ge=0, le=100_000_000, description="Last steps, over which the learning rate falls linearly to zero."
+    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay a step of the exponential moving average.")
+    gradient_clip: float = Field(1.0, gt=0, le=1e9, description="Bound on the gradient's global norm.")
+    log_every: int = Field(100, ge=1, le=1_000_000, description="Steps between training metrics.")
+    evaluation_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between validations.")
+    evaluation_images: int = Field(1_000, ge=1, le=1_000_000, description="Validation images used, at the most.")
+    checkpoint_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, le=1_000, description="Newest checkpoints kept, beside the best one.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, data order, noise and dropout.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warmup_steps + self.cooldown_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) and cooldown_steps ({self.cooldown_steps}) together "
+                f"exceed steps ({self.steps})"
+            )
+        return self
+
+
+class Preset(Frozen):
+    """A named model with the recipe that trains it."""
+
+    description: str
+    model: ModelConfig
+    training: TrainingConfig
+
+
+PRESETS: dict[str, Preset] = {
+    "cifar10": Preset(
+        description="The paper's CIFAR-10 model, 31,443,440 parameters: a GPU and days.",
+        model=ModelConfig(),
+        training=TrainingConfig(),
+    ),
+    "small": Preset(
+        description="The demo's model: minutes on two CPU cores.",
+        model=ModelConfig(
+            filters=32,
+            blocks=1,
+            components=4,
+            heads=2,
+            dropout=0,
+            flow=("squeeze", "columns x2", "channels x2", "squeeze", "channels x2"),
+            dequantizer=DequantizerConfig(flow=("columns x1",), blocks=1, context_filters=16, context_blocks=1),
+        ),
+        training=TrainingConfig(
+            steps=600,
+            batch_size=32,
+            learning_rate=6e-3,
+            warmup_steps=50,
+            cooldown_steps=250,
+            ema_decay=0.98,
+            log_every=5,
+            evaluation_every=100,
+            evaluation_images=128,
+            checkpoint_every=200,
+        ),
+    ),
+    "tiny": Preset(
+        description="Trains in seconds on one CPU core: for tests and a first look.",
+        model=ModelConfig(
+            filters=8,
+            blocks=1,
+            components=2,
+            heads=2,
+            dropout=0,
+            flow=("columns x1", "squeeze", "channels x1"),
+            dequantizer=DequantizerConfig(flow=("columns x1",), blocks=1, context_filters=4, context_blocks=1),
+        ),
+        training=TrainingConfig(
+            steps=20,
+            batch_size=8,
+            init_batch_size=16,
+            learning_rate=3e-3,
+            warmup_steps=5,
+            ema_decay=0.9,
+            log_every=1,
+            evaluation_every=10,
+            evaluation_images=16,
+            checkpoint_every=10,
+        ),
+    ),
+}
+"""The paper's models and CPU sizes. `height`, `width` and `channels` come from the dataset."""
+
+SHAPE_FIELDS = frozenset({"height", "width", "channels"})
+
+
+def _overrides(name: str, declared: type[Frozen], **instead: Any) -> type[Frozen]:
+    """A closed model with every field of `declared` optional, bounds and descriptions kept, or as in `instead`."""
+    fields: dict[str, Any] = {
+        field: (Annotated[(info.annotation, Field(description=info.description), *info.metadata)] | None, None)
+        for field, info in declared.model_fields.items()
+        if field not in SHAPE_FIELDS
+    }
+    return create_model(name, __base__=Frozen, __doc__=declared.__doc__, **{**fields, **instead})
+
+
+DequantizerOverrides = _overrides("DequantizerOverrides", DequantizerConfig)
+
+ModelOverrides = _overrides(
+    "ModelOverrides", ModelConfig, dequantizer=(DequantizerOverrides | None, Field(None, description="Likewise."))
+)
+"""What a user may change of a preset's model; the image shape comes from the dataset."""
+
+TrainingOverrides = _overrides("TrainingOverrides", TrainingConfig)
+"""What a user may change of a preset's recipe."""
+
+
+def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:
+    """The preset's model with `overrides`, for images of (channels, height, width).
+
+    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
+    """
+    channels, height, width = image_shape
+    shape = {"channels": channels, "height": height, "width": width}
+    declared = PRESETS[preset].model.model_dump()
+    dequantizer = {**declared["dequantizer"], **overrides.get("dequantizer", {})}
+    return ModelConfig(**{**declared, **overrides, "dequantizer": dequantizer, **shape})
+
+
+def resolve_training(preset: str, overrides: dict[str, Any]) -> TrainingConfig:
+    """The preset's recipe with `overrides`; a warm-up or cool-down that the user did not choose shrinks to fit.
+
+    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
+    """
+    recipe = PRESETS[preset].training
+    values = {**dict(recipe), **overrides}
+    steps = overrides.get("steps")
+    if isinstance(steps, int) and 0 < steps < recipe.steps:
+        for name in {"warmup_steps", "cooldown_steps"} - overrides.keys():
+            values[name] = getattr(recipe, name) * steps // recipe.steps
+    return TrainingConfig(**values)

@@ -1,0 +1,97 @@
+"""What the command line shows and catches: progress bars, JSON lines, signals, and errors in one sentence."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from flowpp.training import Event
+
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class BadInput(ValueError):
+    """An argument that cannot be right; the message is a sentence."""
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set. A second SIGINT raises `KeyboardInterrupt`."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Iterator["Event"]:
+    """Passes the events on, and shows them as a bar, or as JSON lines where no one watches."""
+    if as_json or not sys.stdout.isatty():
+        for event in events:
+            _print_event(event)
+            yield event
+        return
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    latest: dict[str, float] = {}
+    with Progress(*columns, console=Console(highlight=False)) as progress:
+        task = None
+        for event in events:
+            if task is None:  # a resumed run begins further on; the estimate must not take that for speed
+                task = progress.add_task("", total=steps, completed=event.step - 1, numbers="")
+            latest |= event.metrics
+            progress.update(task, completed=event.step, numbers=_numbers(latest))
+            yield event
+
+
+def track(batches: Iterable[np.ndarray], total: int, what: str) -> np.ndarray:
+    """All batches as one array, with a bar on stderr of `total` rows meanwhile."""
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    parts = []
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=total)
+        for batch in batches:
+            parts.append(batch)
+            progress.advance(task, len(batch))
+    return np.concatenate(parts)
+
+
+def _print_event(event: "Event") -> None:
+    if event.metrics or event.checkpoint:
+        row: dict[str, Any] = {"step": event.step, "images_seen": event.images_seen, **event.metrics}
+        if event.checkpoint:
+            row["checkpoint"] = event.checkpoint.name
+        print(json.dumps(row), flush=True)
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    shown = {
+        "images_per_second": "{:.0f} images/s",
+        "train_bits_per_dim": "train {:.3f}",
+        "validation_bits_per_dim": "validation {:.3f} bits/dim",
+    }
+    return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)

@@ -1,0 +1,70 @@
+"""Couplings: the first half of the channels stays and decides how the second half changes.
+
+Axes: B batch, C channels of a half, H height, W width, K mixture components.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from flowpp.logistic import mixture_logit, mixture_logit_inverse
+from flowpp.transforms import Transform, sum_dimensions
+
+
+class AffineCoupling(Transform):
+    """(x1, x2) -> (x1, x2 exp(tanh a) + b), where a and b are the conditioner's (ablation).
+
+    The conditioner's 2C channels are channel-major: (C, 2). log_det = sum of tanh a.
+    """
+
+    def __init__(self, conditioner: nn.Module) -> None:
+        super().__init__()
+        self.conditioner = conditioner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, dim=1)
+        log_scale, shift = self._condition(x1, context)
+        return torch.cat([x1, x2 * log_scale.exp() + shift], dim=1), sum_dimensions(log_scale)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y1, y2 = y.chunk(2, dim=1)
+        log_scale, shift = self._condition(y1, context)
+        return torch.cat([y1, (y2 - shift) * (-log_scale).exp()], dim=1), -sum_dimensions(log_scale)
+
+    def _condition(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        a, b = self.conditioner(x1, context).unflatten(1, (-1, 2)).unbind(2)  # [B, C, H, W] each
+        return a.tanh(), b
+
+
+class MixtureCoupling(Transform):
+    """(x1, x2) -> (x1, logit(F(x2)) exp(tanh a) + b), where x1 sets a, b and the mixture of logistics with
+    CDF F (Flow++ eq. 16).
+
+    The conditioner's C (2 + 3K) channels are channel-major: (C, 2 + 3K) as a, b, then K logits, K means and K
+    log-scales. log_det = sum of log f - log F - log(1 - F) + tanh a.
+    """
+
+    COMPONENT_DIM = 2
+
+    def __init__(self, conditioner: nn.Module, components: int) -> None:
+        super().__init__()
+        self.conditioner = conditioner
+        self.components = components
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, dim=1)
+        log_scale, shift, mixture = self._condition(x1, context)
+        u, log_derivative = mixture_logit(x2, *mixture, dim=self.COMPONENT_DIM)
+        return torch.cat([x1, u * log_scale.exp() + shift], dim=1), sum_dimensions(log_derivative + log_scale)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y1, y2 = y.chunk(2, dim=1)
+        log_scale, shift, mixture = self._condition(y1, context)
+        u = (y2 - shift) * (-log_scale).exp()
+        x2, log_derivative = mixture_logit_inverse(u, *mixture, dim=self.COMPONENT_DIM)
+        return torch.cat([y1, x2], dim=1), sum_dimensions(log_derivative - log_scale)
+
+    def _condition(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        h = self.conditioner(x1, context).unflatten(1, (x1.shape[1], -1)).contiguous()  # [B, C, 2 + 3K, H, W]
+        k = self.components
+        a, b, logits, means, log_scales = h.split([1, 1, k, k, k], dim=2)
+        return a.squeeze(2).tanh(), b.squeeze(2), (logits, means, log_scales)

@@ -1,0 +1,249 @@
+"""Image sets: one memory-mapped uint8 array of training and validation images, with a content hash.
+
+A directory holds an image set: `images.npy`, uint8 [N, H, W, C], and `manifest.json`, written last.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.lib import format as npy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flowpp import cifar
+from flowpp.archives import Member, members, walk
+from flowpp.arrays import read_array, read_header
+from flowpp.durable import new_directory, new_file
+from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
+from flowpp.spool import Spool, arrange, check_form, too_many_images
+
+__all__ = [
+    "BadImages",
+    "ImageSet",
+    "Limits",
+    "build_image_set",
+    "decode_image",
+    "encode_png",
+    "expand_bits",
+    "open_image_set",
+    "read_images",
+    "reduce_bits",
+]
+
+IMAGES, MANIFEST = "images.npy", "manifest.json"
+
+_PIECE_BYTES = 2**23
+_MAX_MANIFEST_BYTES = 2**16
+
+
+class Manifest(BaseModel):
+    """Content of `manifest.json`; `shape` is (channels, height, width)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    num_images: int = Field(ge=1)
+    num_validation: int = Field(ge=0)
+    shape: tuple[int, int, int]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _split(self) -> Self:
+        if self.num_validation > self.num_images:
+            raise ValueError(f"num_validation ({self.num_validation}) exceeds num_images ({self.num_images})")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """`images`, a read-only memory map, uint8 [N, H, W, C]: training images first, `num_validation` others last.
+
+    `sha256` is the hash of the shape, the split and the pixels, whatever files they came from.
+    """
+
+    images: np.ndarray
+    num_validation: int
+    sha256: str
+    directory: Path
+
+    @classmethod
+    def open(cls, directory: Path) -> "ImageSet":
+        """The image set in `directory`; its manifest, header and sizes are checked, its pixels by `verify`.
+
+        Raises `BadImages`: `bad_image_set`, or what `read_header` finds.
+        """
+        try:
+            with (directory / MANIFEST).open("rb") as file:
+                manifest = Manifest.model_validate_json(file.read(_MAX_MANIFEST_BYTES))
+            channels, height, width = manifest.shape
+            expected = (manifest.num_images, height, width, channels)
+            with (directory / IMAGES).open("rb") as file:
+                shape, start = read_header(file, IMAGES), file.tell()
+                size = os.fstat(file.fileno()).st_size
+                if shape != expected or size != start + math.prod(expected):
+                    raise _bad_image_set(directory, f"{IMAGES} does not hold {list(expected)} and nothing else")
+                images = np.memmap(file, np.uint8, "r", start, expected)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _bad_image_set(directory, f"lacks {Path(error.filename).name}") from error
+        except ValidationError as error:
+            raise _bad_image_set(directory, " ".join(str(error).split())) from error
+        return cls(images, manifest.num_validation, manifest.sha256, directory)
+
+    @property
+    def training(self) -> np.ndarray:
+        """The training images, uint8 [N - num_validation, H, W, C]."""
+        return self.images[: len(self.images) - self.num_validation]
+
+    @property
+    def validation(self) -> np.ndarray:
+        """The validation images, uint8 [num_validation, H, W, C]."""
+        return self.images[len(self.images) - self.num_validation :]
+
+    @property
+    def num_images(self) -> int:
+        """Training and validation images."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    def verify(self) -> None:
+        """Reads all pixels; raises `BadImages` where their hash is not `sha256`."""
+        digest = _digest(self.images.shape, self.num_validation)
+        for piece in _pieces(self.images, np.arange(self.num_images)):
+            digest.update(piece)
+        if digest.hexdigest() != self.sha256:
+            raise _bad_image_set(self.directory, f"the pixels have another sha256 than {MANIFEST} says")
+
+
+def build_image_set(
+    source: Path | Sequence[Path],
+    directory: Path,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    validation_fraction: float | None = None,
+) -> ImageSet:
+    """Writes the images of `source` to the new `directory`, wholly or not at all.
+
+    `source` is a folder, a .zip, .tar or .tar.gz archive (all three: of images, of .npy arrays or of CIFAR-10's
+    official batches), a .npy or .npz file, an image file, or several files. Arrays are uint8 [N, H, W] or
+    [N, H, W, C]. Images are sorted by name.
+
+    Where folders or arrays are named `train` and `validation` (or `val`, `test`), and in CIFAR-10, these are the
+    split. Else `validation_fraction` of the images (0.1 by default; at least one image of two or more, where the
+    fraction is not 0) is chosen at random, by the same seed each time, for validation.
+
+    Raises `BadImages` where images cannot be taken, and `FileExistsError` where `directory` exists.
+    """
+    if validation_fraction is not None and not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; it must be at least 0 and less than 1")
+    with new_directory(directory) as unfinished, tempfile.TemporaryFile(dir=unfinished) as file:
+        spool = Spool(file, limits)
+        for member in members(source, limits):
+            for images in read_member(member, limits):
+                spool.append(member.name, images)
+        _write(unfinished, spool.images(), *arrange(spool.segments, validation_fraction))
+    return ImageSet.open(directory)
+
+
+def open_image_set(source: Path, cache: Path | None = None) -> ImageSet:
+    """The image set in the directory `source`, or the one built of `source`, and kept in the folder `cache`.
+
+    In the cache it is found again as long as no file of `source` changes. Without a cache it is built in a temporary
+    directory that lasts as long as the result. Raises `BadImages`.
+    """
+    if (source / MANIFEST).is_file() and (source / IMAGES).is_file():
+        return ImageSet.open(source)
+    if cache is None:
+        temporary = Path(tempfile.mkdtemp(prefix="flowpp-"))
+        try:
+            image_set = build_image_set(source, temporary / "images")
+        except BaseException:
+            shutil.rmtree(temporary)
+            raise
+        weakref.finalize(image_set, shutil.rmtree, temporary)
+        return image_set
+    directory = cache / f"{source.name}-{_fingerprint(source)}"
+    return ImageSet.open(directory) if directory.exists() else build_image_set(source, directory)
+
+
+def read_images(files: Iterable[tuple[str, bytes]], limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """The images of (name, file content) pairs, uint8 [N, H, W, C], in their order. Raises `BadImages`."""
+    images: list[np.ndarray] = []
+    first = ""
+    for name, data in files:
+        first = first or name
+        images.append(decode_image(data, name, limits))
+        check_form(name, images[-1].shape, first, images[0].shape)
+        if len(images) > limits.max_images:
+            raise too_many_images(limits)
+    if not images:
+        raise BadImages("no_images", "there are no images")
+    return np.stack(images)
+
+
+def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
+    """The images of a file, uint8 [n, H, W, C] each."""
+    if member.file.lower().endswith(".npy"):
+        yield from read_array(member.stream, member.name, limits)
+    elif cifar.is_batch(member.file):
+        yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
+    elif member.file not in cifar.COMPANIONS:
+        yield decode_image(member.read(limits.max_image_bytes), member.name, limits)[None]
+
+
+def _write(directory: Path, images: np.ndarray, order: np.ndarray, num_validation: int) -> None:
+    """Writes the `images` in `order`, then the manifest."""
+    shape = (len(order), *images.shape[1:])
+    digest = _digest(shape, num_validation)
+    with new_file(directory / IMAGES) as file:
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for piece in _pieces(images, order):
+            file.write(piece)
+            digest.update(piece)
+    _, height, width, channels = shape
+    manifest = Manifest(
+        num_images=len(order),
+        num_validation=num_validation,
+        shape=(channels, height, width),
+        sha256=digest.hexdigest(),
+    )
+    with new_file(directory / MANIFEST) as file:
+        file.write(manifest.model_dump_json(indent=2).encode())
+
+
+def _digest(shape: tuple[int, ...], num_validation: int) -> "hashlib._Hash":
+    """The content hash before any pixel."""
+    return hashlib.sha256(json.dumps({"shape": shape, "num_validation": num_validation}).encode())
+
+
+def _pieces(images: np.ndarray, order: np.ndarray) -> Iterator[bytes]:
+    """The pixels of `images[order]`, some megabytes at a time."""
+    length = max(1, _PIECE_BYTES // math.prod(images.shape[1:]))
+    for start in range(0, len(order), length):
+        yield images[order[start : start + length]].tobytes()
+
+
+def _fingerprint(source: Path) -> str:
+    """Changes when a file of `source` does, 16 hex digits."""
+    files = [path for path, _ in walk(source, DEFAULT_LIMITS)] if source.is_dir() else [source]
+    if not source.exists():
+        raise BadImages("no_such_file", "there is no such file or folder", str(source))
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
+
+
+def _bad_image_set(directory: Path, what: str) -> BadImages:
+    return BadImages("bad_image_set", f"is no image set, or a damaged one: {what}", str(directory))

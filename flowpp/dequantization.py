@@ -1,0 +1,74 @@
+"""Dequantizers: noise u in [0, 1) for each channel value of a discrete image, and its log density.
+
+Axes: B batch, C channels, H height, W width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowpp.conditioner import Convolution, GatedConvolution
+from flowpp.transforms import Columns, Transform, sum_dimensions
+
+
+def normal_log_prob(z: Tensor) -> Tensor:
+    """log N(z; 0, I) in nats: [B, ...] -> [B]."""
+    return -0.5 * sum_dimensions(z.square() + math.log(2 * math.pi))
+
+
+class UniformDequantizer(nn.Module):
+    """q(u|x) = 1 on the unit cube (ablation). The noise is u itself."""
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(u [B, C, H, W], log q(u|x) [B] in nats) for uniform noise [B, C, H, W]."""
+        return noise, noise.new_zeros(len(noise))
+
+    def draw_noise(self, shape: tuple[int, ...], **like: object) -> Tensor:
+        """Uniform noise in [0, 1) of `shape`; `like` holds dtype, device and generator."""
+        return torch.rand(shape, **like)  # type: ignore[call-overload]
+
+
+class VariationalDequantizer(nn.Module):
+    """u = g_x(epsilon), epsilon ~ N(0, I): log q(u|x) = log N(epsilon; 0, I) - log|det du/depsilon|.
+
+    `flow` ends in a sigmoid and takes as context what the context network makes of the image (Flow++
+    section 3.1).
+    """
+
+    def __init__(self, context: "ContextNetwork", flow: Transform) -> None:
+        super().__init__()
+        self.context = context
+        self.flow = flow
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(u [B, C, H, W], log q(u|x) [B] in nats) for normal noise [B, C, H, W] and images in 0..levels-1."""
+        u, log_det = self.flow(noise, self.context(images))
+        return u, normal_log_prob(noise) - log_det
+
+    def draw_noise(self, shape: tuple[int, ...], **like: object) -> Tensor:
+        """Standard normal noise of `shape`; `like` holds dtype, device and generator."""
+        return torch.randn(shape, **like)  # type: ignore[call-overload]
+
+
+class ContextNetwork(nn.Module):
+    """Discrete images [B, C, H, W] -> features [B, filters, H, W/2].
+
+    x/levels - 1/2, split by columns, a 3x3 convolution and gated convolutions whose gates are 3x3.
+    """
+
+    def __init__(self, channels: int, levels: int, *, filters: int, blocks: int, dropout: float) -> None:
+        super().__init__()
+        self.levels = levels
+        self.columns = Columns()
+        self.proj_in = Convolution(2 * channels, filters, kernel=3)
+        self.blocks = nn.ModuleList(
+            GatedConvolution(filters, context_filters=0, dropout=dropout, gate_kernel=3) for _ in range(blocks)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, _ = self.columns(images / self.levels - 0.5)
+        x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = block(x)
+        return x

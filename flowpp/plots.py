@@ -1,0 +1,65 @@
+"""Plots as PNG files. Loads matplotlib, which takes a second: import it where a plot is wanted."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowpp.durable import replace_file
+
+if TYPE_CHECKING:
+    from flowpp.likelihood import Likelihood
+
+
+def write_training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bits/dim over steps, of the lines of a metrics.jsonl: training, and validation with its standard error."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="bits/dim")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    training = [(row["step"], row["train_bits_per_dim"]) for row in rows if "train_bits_per_dim" in row]
+    validation = [
+        (row["step"], row["validation_bits_per_dim"], row.get("validation_standard_error", 0.0))
+        for row in rows
+        if "validation_bits_per_dim" in row
+    ]
+    if training:
+        axes.plot(*zip(*training, strict=True), color="0.6", linewidth=1, label="training")
+    if validation:
+        steps, means, errors = zip(*validation, strict=True)
+        axes.errorbar(steps, means, errors, color="C0", marker=".", capsize=2, label="validation (EMA weights)")
+        axes.axhline(min(means), color="C0", linewidth=0.5, linestyle=":")
+        axes.set_title(f"validation {min(means):.3f} bits/dim at best", fontsize="medium")
+    if training or validation:
+        axes.legend()
+        axes.set_ylim(*_visible([value for _, value, *_ in [*training, *validation]]))
+    _write(figure, path)
+
+
+def write_histogram(likelihood: "Likelihood", path: Path) -> None:
+    """Images over bits/dim, with the mean."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="bits/dim", ylabel="images")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.hist(likelihood.bits_per_dim, bins="auto", color="C0")
+    error = "" if likelihood.standard_error is None else f" ± {likelihood.standard_error:.3f}"
+    axes.axvline(likelihood.mean, color="C1", label=f"mean {likelihood.mean:.3f}{error}")
+    axes.legend()
+    _write(figure, path)
+
+
+def _visible(values: list[float]) -> tuple[float, float]:
+    """Limits that show the bulk of a curve: its first steps may be far above the rest."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[int(0.95 * (len(ordered) - 1))]
+    margin = 0.1 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _write(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    replace_file(path, content.getvalue())

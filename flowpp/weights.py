@@ -1,0 +1,84 @@
+"""The tensors of checkpoints: weights, their moving average and the optimizer's state, as safetensors files."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowpp.checkpoint import EMA, MANIFEST, MODEL, BadCheckpoint, Manifest, check_file, describe_file, read_manifest
+from flowpp.durable import new_directory, new_file, sync_file
+
+if TYPE_CHECKING:
+    from flowpp.model import FlowPP
+
+Tensors = Mapping[str, Tensor]
+Model = TypeVar("Model", bound="FlowPP")
+
+
+def write_checkpoint(directory: Path, tensors: Mapping[str, Tensors], **manifest: Any) -> None:
+    """Writes the new `directory`, whole or not at all: a file for each name of `tensors`, then the manifest.
+
+    `manifest` are the fields of `flowpp.checkpoint.Manifest` but `format`, `created_at` and `files`. Raises
+    `FileExistsError` where `directory` exists.
+    """
+    with new_directory(directory) as unfinished:
+        files = {}
+        for name, content in tensors.items():
+            path = unfinished / name
+            save_file({key: value.detach().contiguous() for key, value in content.items()}, path)
+            sync_file(path)
+            files[name] = describe_file(path)
+        complete = Manifest(created_at=time.time(), files=files, **manifest)
+        with new_file(unfinished / MANIFEST) as file:
+            file.write(complete.model_dump_json(indent=2).encode())
+
+
+def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:
+    """The tensors of file `name` of a checkpoint, on the CPU, which must be those `expected` in name, shape and dtype.
+
+    Raises `BadCheckpoint` where the file is missing, damaged, or holds other tensors.
+    """
+    manifest = read_manifest(directory)
+    path = directory / name
+    if name not in manifest.files:
+        raise BadCheckpoint(f"{directory} holds no {name}")
+    check_file(path, manifest.files[name])
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from error
+    if missing := sorted(expected.keys() - found.keys()):
+        raise BadCheckpoint(f"{path} lacks {_some(missing)} of the model in {MANIFEST}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        raise BadCheckpoint(f"{path} holds {_some(unexpected)}, which the model in {MANIFEST} has not")
+    for key, tensor in found.items():
+        if (tensor.shape, tensor.dtype) != (expected[key].shape, expected[key].dtype):
+            raise BadCheckpoint(
+                f"{path} holds {key} as {tensor.dtype} {list(tensor.shape)}; "
+                f"the model in {MANIFEST} has {expected[key].dtype} {list(expected[key].shape)}"
+            )
+    return found
+
+
+def save_model(model: "FlowPP", directory: Path) -> None:
+    """Writes the weights and the configuration as a checkpoint without a recipe."""
+    write_checkpoint(directory, {MODEL: model.state_dict()}, model=model.config)
+
+
+def load_model(kind: type[Model], directory: Path, device: str | torch.device) -> Model:
+    """The model of a checkpoint, in evaluation mode, with its EMA weights where it has them. Raises `BadCheckpoint`."""
+    manifest = read_manifest(directory)
+    with torch.device("meta"):
+        model = kind(manifest.model)
+    weights = read_tensors(directory, EMA if EMA in manifest.files else MODEL, model.state_dict())
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval()
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more tensors"

@@ -1,0 +1,110 @@
+"""What the tests of the API's room share: a running stack, an API without workers, and photographs to send."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from api.app import create_app
+from api.client import Client, Job
+from api.stack import Stack
+from examples import photographs
+from flowpp import FlowPP
+from worker.models import Checkpoint
+from worker.redis_server import RedisServer, free_port
+from worker.service import Service
+from worker.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack"), port=0) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """uint8 [48, 32, 32, 3]."""
+    return photographs.patches()[0][:48]
+
+
+@pytest.fixture(scope="session")
+def archive(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz of 32 training and 16 validation images."""
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, train=images[:32], validation=images[32:])
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(client: Client, archive: Path) -> Job:
+    """A `tiny` model after its 20 steps."""
+    dataset = client.datasets.upload(archive)
+    job = client.training_jobs.create(dataset=dataset.id, model={"preset": "tiny"})
+    job = client.jobs.wait(job.id, timeout=120)
+    assert job.status == "succeeded", job
+    return job
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
+    """An empty service with low limits; nobody works for it, so that its jobs stay queued."""
+    settings = Settings(
+        redis_url=redis_server.url,
+        data_directory=tmp_path / "data",
+        max_upload_bytes=1_000_000,
+        max_request_bytes=300_000,
+        max_request_images=100,
+        max_queued_inference=3,
+    )
+    with Service(settings) as service:
+        service.redis.flushdb()
+        yield service
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx.Client]:
+    """A client of the API on `service`, over a real socket."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(service.settings), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a `tiny` model's checkpoint, never trained."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    FlowPP("tiny").save(directory)
+    return directory
+
+
+@pytest.fixture
+def checkpoint(service: Service, saved_model: Path) -> Checkpoint:
+    return service.checkpoints.register(saved_model)

@@ -1,0 +1,349 @@
+"""Jobs over HTTP, as far as no worker is needed: submission, lists, events, and what is refused."""
+
+import json
+import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from api.client import Client
+from flowpp.data import build_image_set, encode_png
+from worker.datasets import Dataset
+from worker.jobs import JobError, Progress
+from worker.models import Checkpoint
+from worker.service import Service
+
+PNG = encode_png(np.zeros((32, 32, 3), np.uint8))
+
+
+def register(service: Service, directory: Path, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
+    file = directory / "images.npy"
+    np.save(file, np.zeros((8, *shape), np.uint8))
+    return service.datasets.register(build_image_set(file, directory / "set"), "images.npy")
+
+
+@pytest.fixture
+def dataset(service: Service, tmp_path: Path) -> Dataset:
+    return register(service, tmp_path)
+
+
+def training(dataset: str, model: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"dataset": dataset, "model": {"preset": "tiny", **(model or {})}, "training": recipe or {}}
+
+
+def test_a_training_job_is_accepted_and_found_where_its_location_says(http: httpx.Client, dataset: Dataset) -> None:
+    response = http.post("/v1/training-jobs", json={**training(dataset.id), "metadata": {"who": "me"}})
+    assert response.status_code == 202
+    job = http.get(response.headers["location"]).json()
+    assert (job["object"], job["type"], job["status"], job["attempt"]) == ("job", "training", "queued", 0)
+    assert job["metadata"] == {"who": "me"}
+    assert job["request"]["dataset"] == dataset.id
+    assert not {"plan", "group", "size", "failures", "artifacts"} & job.keys(), "the service's own fields"
+
+
+BAD_TRAINING: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"preset": "huge"}, {}, "model.preset", "cifar10, small, tiny"),
+    ({"filters": -1}, {}, "model.filters", "greater than or equal to 1"),
+    ({"filters": 10**9}, {}, "model.filters", "less than or equal to 512"),
+    ({"filtres": 8}, {}, "model.filtres", "not permitted"),
+    ({"height": 32}, {}, "model.height", "not permitted"),
+    ({"heads": 3}, {}, "model", r"heads (3) must divide filters (8)"),
+    ({"dequantizer": {"blocks": 65}}, {}, "model.dequantizer.blocks", "less than or equal to 64"),
+    ({"flow": ["squeeze"] * 6}, {}, "model", "a squeeze needs an even height and width"),
+    ({}, {"steps": 0}, "training.steps", "greater than or equal to 1"),
+    ({}, {"steps": 10**12}, "training.steps", "less than or equal to"),
+    ({}, {"learning_rate": math.nan}, "training.learning_rate", "finite"),
+    ({}, {"learning_rate": -math.inf}, "training.learning_rate", ""),
+    ({}, {"batch_size": -5}, "training.batch_size", "greater than or equal to 1"),
+    ({}, {"steps": 5, "warmup_steps": 9}, "training", "exceed steps"),
+]
+
+
+@pytest.mark.parametrize(("model", "recipe", "path", "sentence"), BAD_TRAINING)
+def test_a_configuration_that_cannot_be_is_refused_at_its_field(
+    model: dict[str, Any], recipe: dict[str, Any], path: str, sentence: str, http: httpx.Client, dataset: Dataset
+) -> None:
+    body = json.dumps(training(dataset.id, model, recipe))  # json writes NaN, as careless clients do
+    response = http.post("/v1/training-jobs", content=body, headers={"Content-Type": "application/json"})
+    problem = response.json()
+    assert response.status_code == 422
+    assert problem["errors"][0]["path"] == path
+    assert sentence in problem["errors"][0]["detail"]
+    assert http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_squeeze_that_does_not_divide_the_datasets_images_is_refused(
+    http: httpx.Client, service: Service, tmp_path: Path
+) -> None:
+    dataset = register(service, tmp_path, (30, 30, 3))
+    response = http.post("/v1/training-jobs", json=training(dataset.id, {"flow": ["squeeze", "squeeze"]}))
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_configuration")
+    assert "15 x 15" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("training-jobs", training("ds_nothing"), 404, "dataset_not_found"),
+        ("training-jobs", {}, 422, "invalid_request"),
+        ("training-jobs", {**training("ds_nothing"), "extra": 1}, 422, "invalid_request"),
+        ("likelihood-jobs", {"model": "ckpt_nothing", "dataset": "ds_nothing"}, 404, "checkpoint_not_found"),
+        ("likelihood-jobs", {"model": "job_nothing", "dataset": "ds_nothing"}, 404, "job_not_found"),
+        ("likelihood-jobs", {"model": "ckpt_nothing", "importance_samples": 0}, 422, "invalid_request"),
+        ("sampling-jobs", {"model": "ckpt_nothing"}, 404, "checkpoint_not_found"),
+        ("sampling-jobs", {"model": "ckpt_nothing", "num_samples": 1_000_000}, 422, "too_many_samples"),
+        ("sampling-jobs", {"model": "ckpt_nothing", "num_samples": 0}, 422, "invalid_request"),
+        ("sampling-jobs", {"model": "ckpt_nothing", "temperature": -1}, 422, "invalid_request"),
+        ("sampling-jobs", {"model": "ckpt_nothing", "seed": -1}, 422, "invalid_request"),
+    ],
+)
+def test_what_does_not_exist_or_is_absurd_is_refused(
+    path: str, body: dict[str, Any], status: int, code: str, http: httpx.Client
+) -> None:
+    response = http.post(f"/v1/{path}", json=body)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("path", ["training-jobs", "likelihood-jobs", "sampling-jobs"])
+def test_a_body_that_is_not_json_is_refused(path: str, http: httpx.Client) -> None:
+    response = http.post(f"/v1/{path}", content=b'{"model": ', headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["path"] == "body"
+    assert "not JSON" in response.json()["detail"]
+
+
+def test_a_job_without_a_checkpoint_is_no_model_yet(http: httpx.Client, dataset: Dataset) -> None:
+    job = http.post("/v1/training-jobs", json=training(dataset.id)).json()
+    response = http.post("/v1/sampling-jobs", json={"model": job["id"]})
+    assert (response.status_code, response.json()["code"]) == (409, "no_checkpoint")
+
+
+def test_a_full_queue_answers_429_and_when_to_try_again(http: httpx.Client, checkpoint: Checkpoint) -> None:
+    for _ in range(3):
+        assert http.post("/v1/sampling-jobs", json={"model": checkpoint.id}).status_code == 202
+    response = http.post("/v1/sampling-jobs", json={"model": checkpoint.id})
+    assert (response.status_code, response.json()["code"]) == (429, "queue_full")
+    assert int(response.headers["retry-after"]) > 0
+
+
+def test_a_refused_likelihood_request_keeps_no_images(
+    http: httpx.Client, service: Service, checkpoint: Checkpoint
+) -> None:
+    def send() -> int:
+        return http.post(
+            "/v1/likelihood-jobs", data={"model": checkpoint.id}, files={"files": ("a.png", PNG)}
+        ).status_code
+
+    assert [send() for _ in range(4)] == [202, 202, 202, 429]
+    assert service.store.directory is not None
+    assert len(list((service.store.directory / "jobs").iterdir())) == 3
+
+
+def test_lists_come_in_pages(http: httpx.Client, dataset: Dataset) -> None:
+    ids = [http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"] for _ in range(5)]
+    first = http.get("/v1/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first["data"]] == ids[:2:-1]
+    assert (first["object"], first["first_id"], first["last_id"], first["has_more"]) == ("list", ids[4], ids[3], True)
+    rest = http.get("/v1/jobs", params={"limit": 100, "after": first["last_id"]}).json()
+    assert [job["id"] for job in rest["data"]] == ids[2::-1]
+    assert rest["has_more"] is False
+    assert [job["id"] for job in http.get("/v1/jobs", params={"order": "asc"}).json()["data"]] == ids
+    assert http.get("/v1/jobs", params={"after": "job_nothing"}).status_code == 404
+    assert http.get("/v1/jobs", params={"limit": 101}).status_code == 422
+
+
+def test_jobs_are_found_by_type_status_and_metadata(
+    http: httpx.Client, dataset: Dataset, checkpoint: Checkpoint
+) -> None:
+    mine = http.post("/v1/training-jobs", json={**training(dataset.id), "metadata": {"who": "me"}}).json()["id"]
+    other = http.post("/v1/training-jobs", json={**training(dataset.id), "metadata": {"who": "you"}}).json()["id"]
+    drawing = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}).json()["id"]
+    http.post(f"/v1/jobs/{other}/cancel")
+
+    def found(**filters: str) -> list[str]:
+        return [job["id"] for job in http.get("/v1/jobs", params=filters).json()["data"]]
+
+    assert found(type="sampling") == [drawing]
+    assert found(status="cancelled") == [other]
+    assert found(**{"metadata[who]": "me"}) == [mine]
+    assert http.get("/v1/jobs", params={"status": "dead"}).status_code == 422
+
+
+def test_a_queued_job_is_cancelled_at_once_and_stays_so(http: httpx.Client, dataset: Dataset) -> None:
+    job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    assert http.post(f"/v1/jobs/{job}/cancel").json()["status"] == "cancelled"
+    for action in ("cancel", "pause", "resume"):
+        response = http.post(f"/v1/jobs/{job}/{action}")
+        assert (response.status_code, response.headers["content-type"]) == (409, "application/problem+json")
+    assert http.delete(f"/v1/jobs/{job}").status_code == 204
+    assert http.get(f"/v1/jobs/{job}").status_code == 404
+
+
+def test_a_queued_training_job_can_be_paused_and_resumed(http: httpx.Client, dataset: Dataset) -> None:
+    job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    assert http.post(f"/v1/jobs/{job}/pause").json()["status"] == "paused"
+    assert http.delete(f"/v1/jobs/{job}").json()["code"] == "job_not_finished"
+    assert http.post(f"/v1/jobs/{job}/resume").json()["status"] == "queued"
+
+
+def test_a_dataset_that_a_job_needs_is_not_deleted(http: httpx.Client, dataset: Dataset) -> None:
+    job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    assert http.delete(f"/v1/datasets/{dataset.id}").json()["code"] == "in_use"
+    http.post(f"/v1/jobs/{job}/cancel")
+    assert http.delete(f"/v1/datasets/{dataset.id}").status_code == 204
+
+
+def test_prefer_wait_answers_202_when_the_time_is_over(http: httpx.Client, checkpoint: Checkpoint) -> None:
+    start = time.monotonic()
+    response = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}, headers={"Prefer": "wait=1"})
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
+    assert "retry-after" in response.headers
+    assert 1 <= time.monotonic() - start < 10
+
+
+def test_prefer_wait_answers_200_with_the_result_that_comes_in_time(
+    http: httpx.Client, service: Service, checkpoint: Checkpoint
+) -> None:
+    def work() -> None:
+        while not (claimed := service.jobs.claim("inference", "test")):
+            time.sleep(0.02)
+        service.jobs.end(claimed[0], "succeeded", result={"num_samples": 16})
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    response = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}, headers={"Prefer": "wait=20"})
+    worker.join()
+    assert (response.status_code, response.json()["status"]) == (200, "succeeded")
+    assert response.json()["result"] == {"num_samples": 16}
+
+
+def run(service: Service, dataset: Dataset, http: httpx.Client) -> str:
+    """A training job that a worker failed, having told metrics and a log line."""
+    job_id = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    (job,) = service.jobs.claim("training", "worker-1")
+    for step, values in ((5, {"train_bits_per_dim": 6.0}), (10, {"validation_bits_per_dim": 5.5})):
+        service.events.append(job, "metrics", {"step": step, **values})
+    service.events.append(job, "log", {"line": "hello"})
+    service.jobs.set_progress(job, Progress.at(10, 20))
+    service.jobs.end(job, "failed", error=JobError(code="nan_loss", message="at step 11 the loss was nan"))
+    return str(job_id)
+
+
+def test_events_come_as_a_page(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    job = run(service, dataset, http)
+    page = http.get(f"/v1/jobs/{job}/events").json()
+    kinds = [event["type"] for event in page["data"]]
+    assert kinds == ["status", "status", "metrics", "metrics", "log", "status"]
+    assert page["data"][-1]["data"]["status"] == "failed"
+    rest = http.get(f"/v1/jobs/{job}/events", params={"after": page["data"][3]["id"], "limit": 1}).json()
+    assert [event["id"] for event in rest["data"]] == [page["data"][4]["id"]]
+    assert rest["has_more"] is True
+    assert http.get(f"/v1/jobs/{job}/events", params={"after": "soon"}).json()["code"] == "invalid_event_id"
+
+
+def stream(http: httpx.Client, job: str, **headers: str) -> list[dict[str, Any]]:
+    wanted = {"Accept": "text/event-stream", **headers}
+    with http.stream("GET", f"/v1/jobs/{job}/events", headers=wanted) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines]
+
+
+def test_a_stream_replays_from_the_first_event_or_behind_the_last_one_seen_and_ends(
+    http: httpx.Client, service: Service, dataset: Dataset
+) -> None:
+    job = run(service, dataset, http)
+    page = http.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert stream(http, job) == page
+    assert stream(http, job, **{"Last-Event-ID": page[3]["id"]}) == page[4:]
+
+
+def test_a_stream_is_live(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    job_id = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    seen: list[dict[str, Any]] = []
+    reader = threading.Thread(target=lambda: seen.extend(stream(http, job_id)))
+    reader.start()
+    (job,) = service.jobs.claim("training", "worker-1")
+    service.events.append(job, "log", {"line": "hello"})
+    service.jobs.end(job, "succeeded")
+    reader.join(timeout=20)
+    assert [event["type"] for event in seen] == ["status", "status", "log", "status"]
+
+
+def test_a_stream_outlives_a_silence_by_heartbeats_that_no_client_mistakes_for_events(
+    http: httpx.Client, service: Service, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.routes.jobs.HEARTBEAT_SECONDS", 1)
+    job_id = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    (job,) = service.jobs.claim("training", "worker-1")
+    timer = threading.Timer(7, service.jobs.end, (job, "succeeded"))  # longer than one read of the stream blocks
+    timer.start()
+    with Client(str(http.base_url)) as client:
+        seen = list(client.jobs.events(job_id))
+    timer.join()
+    assert [event.data["status"] for event in seen] == ["queued", "running", "succeeded"]
+
+
+def test_metrics_come_as_columns(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    columns = http.get(f"/v1/jobs/{run(service, dataset, http)}/metrics").json()["columns"]
+    assert columns["step"] == [5, 10]
+    assert columns["train_bits_per_dim"] == [6.0, None]
+    assert columns["validation_bits_per_dim"] == [None, 5.5]
+
+
+def test_logs_progress_attempts_and_the_error_are_told(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    job = run(service, dataset, http)
+    assert http.get(f"/v1/jobs/{job}/logs").text == "hello\n"
+    (attempt,) = http.get(f"/v1/jobs/{job}/attempts").json()["data"]
+    assert (attempt["attempt"], attempt["worker"], attempt["status"]) == (1, "worker-1", "failed")
+    assert attempt["code"] == "nan_loss"
+    assert attempt["ended_at"] >= attempt["started_at"]
+    record = http.get(f"/v1/jobs/{job}").json()
+    assert record["error"] == {"code": "nan_loss", "message": "at step 11 the loss was nan"}
+    assert record["progress"] == {"step": 10, "total_steps": 20, "percent_done": 50}
+
+
+def test_artifacts_are_listed_and_served_with_type_etag_and_range(
+    http: httpx.Client, service: Service, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    job_id = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}).json()["id"]
+    assert http.get(f"/v1/jobs/{job_id}/artifacts").json()["data"] == []
+    (job,) = service.jobs.claim("inference", "worker-1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.png").write_bytes(PNG)
+    service.store.put(f"jobs/{job_id}/output", tmp_path / "out")
+    service.jobs.end(job, "succeeded", artifacts=f"jobs/{job_id}/output")
+
+    (artifact,) = http.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]
+    assert (artifact["name"], artifact["bytes"]) == ("grid.png", len(PNG))
+    response = http.get(artifact["url"])
+    assert (response.content, response.headers["content-type"]) == (PNG, "image/png")
+    assert response.headers["etag"] == f'"{artifact["sha256"]}"'
+    assert http.get(artifact["url"], headers={"If-None-Match": response.headers["etag"]}).status_code == 304
+    part = http.get(artifact["url"], headers={"Range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, b"PNG")
+    for name in ("grid.jpg", "%2e%2e/manifest.json", "manifest.json", "..%2f..%2f..%2fetc%2fpasswd"):
+        assert http.get(f"/v1/jobs/{job_id}/artifacts/{name}").status_code == 404
+
+
+def test_a_checkpoint_is_listed_and_downloaded_as_a_zip_that_loads(
+    http: httpx.Client, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    import io
+    import zipfile
+
+    from flowpp import FlowPP
+
+    assert [one["id"] for one in http.get("/v1/checkpoints").json()["data"]] == [checkpoint.id]
+    assert http.get(f"/v1/checkpoints/{checkpoint.id}").json()["model"]["filters"] == 8
+    download = http.get(f"/v1/checkpoints/{checkpoint.id}/download")
+    assert download.headers["content-type"] == "application/zip"
+    zipfile.ZipFile(io.BytesIO(download.content)).extractall(tmp_path / "taken")
+    assert FlowPP.load(tmp_path / "taken" / checkpoint.id).config == checkpoint.model
+    assert http.get("/v1/checkpoints/ckpt_nothing/download").json()["code"] == "checkpoint_not_found"

@@ -1,0 +1,232 @@
+"""The command line: the whole way from images to samples, stops on signals, and a sentence for bad input."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowpp.__main__ import main
+from flowpp.checkpoint import newest_complete
+from flowpp.config import PRESETS
+from flowpp.data import ImageSet, encode_png
+from flowpp.run_directory import RunDirectory
+
+COMMAND = (sys.executable, "-m", "flowpp")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(*arguments: object) -> int:
+    """The exit code of a command, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def read_result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def test_images_go_all_the_way(tmp_path: Path, images_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "run"
+    changes = ("--set", "model.components=3", "--set", 'model.flow=["columns x1"]', "--set", "training.seed=5")
+    assert run("train", directory, "--data", images_file, "--preset", "tiny", "--steps", 6, *changes) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["checkpoint"] == "step-00000006"
+    config = RunDirectory(directory).config
+    assert (config.model.components, config.model.flow, config.training.seed) == (3, ("columns x1",), 5)
+    assert (directory / "training_curve.png").stat().st_size > 1000
+    assert read_result(directory) == {
+        "status": "succeeded",
+        "step": 6,
+        "code": None,
+        "message": None,
+        "best_checkpoint": "step-00000006",
+        "last_checkpoint": "step-00000006",
+    }
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    images = np.load(images_file)[:3]
+    for index, image in enumerate(images):
+        (folder / f"{index}.png").write_bytes(encode_png(image))
+    scores = tmp_path / "scores"
+    assert run("likelihood", directory, "--images", folder, "--output", scores, "--importance-samples", 2) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads((scores / "likelihood.json").read_text())
+    assert [row.split(",")[0] for row in (scores / "likelihood.csv").read_text().split()[1:]] == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
+
+    latents, decoded = tmp_path / "latents.npz", tmp_path / "decoded"
+    files = [part for index in range(3) for part in ("--images", folder / f"{index}.png")]
+    assert run("encode", newest_complete(directory), *files, "--output", latents) == 0
+    assert run("decode", directory, latents, "--output", decoded) == 0
+    with np.load(decoded / "samples.npz") as arrays, np.load(latents) as encoded:
+        np.testing.assert_array_equal(arrays["images"], images)
+        assert encoded["names"].tolist() == ["0.png", "1.png", "2.png"]
+
+    samples = tmp_path / "samples"
+    assert run("sample", directory, "-n", 5, "--temperature", 0.7, "--output", samples) == 0
+    assert sorted(path.name for path in samples.iterdir()) == ["grid.png", "png", "samples.npz"]
+    assert len(list((samples / "png").iterdir())) == 5
+
+
+def test_the_validation_split_of_a_set_is_scored_alone(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--images", image_set.directory, "--output", tmp_path / "scores")
+    assert run("likelihood", finished_run, *where, "--split", "validation") == 0
+    assert json.loads(capfd.readouterr().out)["num_images"] == image_set.num_validation
+
+
+def test_a_finished_run_succeeds_again(tmp_path: Path, finished_run: Path) -> None:
+    directory = shutil.copytree(finished_run, tmp_path / "run")
+    assert run("train", directory) == 0
+    assert read_result(directory)["status"] == "succeeded"
+    assert read_result(directory)["step"] == 20
+
+
+def started(directory: Path, images_file: Path, **streams: int) -> subprocess.Popen[bytes]:
+    """A long run that has taken some steps."""
+    changes = ("--steps", "100000", "--set", "training.warmup_steps=0", "--set", "training.checkpoint_every=100000")
+    process = subprocess.Popen(
+        [*COMMAND, "train", directory, "--data", images_file, "--preset", "tiny", *changes], env=ENVIRONMENT, **streams
+    )
+    deadline = time.monotonic() + 60
+    while not (directory / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
+    number: signal.Signals, tmp_path: Path, images_file: Path
+) -> None:
+    directory = tmp_path / "run"
+    process = started(directory, images_file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process.send_signal(number)
+    _, sentence = process.communicate(timeout=60)
+    assert process.returncode == 0
+    result = read_result(directory)
+    assert result["status"] == "stopped"
+    assert result["step"] == RunDirectory(directory).read_metrics()[-1]["step"] > 0
+    assert result["last_checkpoint"] == f"step-{result['step']:08d}"
+    assert f"stopped at step {result['step']}" in sentence.decode()
+
+    again = subprocess.Popen([*COMMAND, "train", directory], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert again.stdout is not None
+    assert json.loads(again.stdout.readline())["step"] == result["step"] + 1
+    again.send_signal(number)
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    steps = [row["step"] for row in RunDirectory(directory).read_metrics()]
+    assert steps == list(range(1, read_result(directory)["step"] + 1))
+
+
+def test_on_a_terminal_a_bar_shows_steps_speed_and_bits_per_dim(tmp_path: Path, images_file: Path) -> None:
+    leader, terminal = pty.openpty()
+    arguments = ("train", tmp_path / "run", "--data", images_file, "--preset", "tiny", "--steps", "4")
+    process = subprocess.Popen([*COMMAND, *arguments], env={**ENVIRONMENT, "TERM": "xterm"}, stdout=terminal)
+    assert process.wait(60) == 0
+    os.close(terminal)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(leader, 100_000).decode())
+    os.close(leader)
+    for part in ("step 4/4", "images/s", "train ", "validation "):
+        assert part in shown
+
+
+def test_help_names_every_command_and_preset(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capfd.readouterr().out
+    assert all(command in shown for command in ("train", "likelihood", "sample", "encode", "decode"))
+    assert run("train", "--help") == 0
+    shown = capfd.readouterr().out
+    assert all(name in shown for name in PRESETS)
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_2(
+    tmp_path: Path, finished_run: Path, images_file: Path, image_set: ImageSet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    new, output = tmp_path / "new", ("--output", tmp_path / "output")
+    empty, text, wide = tmp_path / "empty", tmp_path / "text.png", tmp_path / "wide.npy"
+    empty.mkdir()
+    text.write_text("no image")
+    np.save(wide, np.zeros((4, 8, 16, 3), np.uint8))
+    begin = ("train", new, "--data", images_file, "--preset", "tiny")
+    score, draw = ("likelihood", finished_run, *output, "--images"), ("sample", finished_run, *output)
+    cases = {
+        ("train", new): "holds no run to go on with",
+        ("train", new, "--steps", 3): "need --data",
+        ("train", finished_run, "--data", images_file): "holds a run already",
+        (*begin, "--preset", "huge"): "unknown preset 'huge'; there are cifar10, small, tiny",
+        (*begin, "--steps", 0): "steps: input should be greater than or equal to 1, not 0",
+        (*begin, "--set", "training.learning_rate=NaN"): "learning_rate: input should be a finite number",
+        (*begin, "--set", "training.learning_rate=-1"): "learning_rate: input should be greater than 0, not -1",
+        (*begin, "--set", "model.filters=1e9"): "filters: ",
+        (*begin, "--set", "model.colour=red"): "colour: extra inputs are not permitted",
+        (*begin, "--set", "model.height=16"): "height: extra inputs are not permitted",
+        (*begin, "--set", "filters=3"): "--set filters=3: expected is model.FIELD=VALUE",
+        (*begin, "--set", "model.filters"): "--set model.filters: expected is",
+        (*begin, "--set", "model.dequantizer=3", "--set", "model.dequantizer.blocks=1"): "was set to 3 before",
+        (*begin, "--set", 'model.flow=["squeeze", "squeeze", "squeeze", "squeeze"]'): "needs an even height and width",
+        (*begin, "--resume-from", empty): "is no checkpoint",
+        (*begin, "--device", "gpu"): "'gpu' is not one of",
+        ("train", new, "--data", tmp_path / "none", "--preset", "tiny"): "no such file or folder",
+        ("train", new, "--data", empty, "--preset", "tiny"): "no images",
+        ("train", new, "--data", text, "--preset", "tiny"): "is named like PNG but is not",
+        (*score, wide): "16 pixels wide and 8 high; the model takes RGB, 8 pixels wide and 8 high",
+        (*score, text): "is named like PNG but is not",
+        (*score, tmp_path / "none.png"): "no such file",
+        (*score, images_file, "--importance-samples", 65_537): "should be less than or equal to 65536",
+        (*score, images_file, "--split", "half"): "'half' is not one of",
+        ("likelihood", empty, "--images", images_file, *output): "is no checkpoint",
+        ("likelihood", finished_run, "--images", images_file, "--output", empty): "choose another --output",
+        (*draw, "-n", 0): "Input should be greater than or equal to 1",
+        (*draw, "-n", 1_000_000): "Input should be less than or equal to 100000",
+        (*draw, "--temperature", -1): "'--temperature': Input should be greater than or equal to 0",
+        (*draw, "--temperature", "nan"): "temperature",
+        (*draw, "--seed", -1): "'--seed': Input should be greater than or equal to 0",
+        ("sample", tmp_path / "none"): "no such directory",
+        ("decode", finished_run, wide, *output): "is no .npz file",
+        ("encode", finished_run, "--images", wide, *output): "16 pixels wide",
+    }  # fmt: skip
+    for arguments, sentence in cases.items():
+        code, shown = run(*arguments), capfd.readouterr()
+        assert code == 2, arguments
+        assert sentence in " ".join(shown.err.split()), (arguments, shown.err)
+        assert "Traceback" not in shown.err
+        assert shown.out == ""
+        assert not new.exists(), arguments
+        assert not (tmp_path / "output").exists(), arguments
+
+
+def test_a_run_whose_configuration_does_not_hold_fails_with_a_result(
+    tmp_path: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((finished_run / "config.json").read_text())
+    for name, change, code, sentence in (
+        ("a", {"training": {**config["training"], "batch_size": 0}}, "internal", "training.batch_size"),
+        ("b", {"data": str(tmp_path / "gone")}, "bad_dataset", "no such file"),
+    ):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps({**config, **change}))
+        assert run("train", directory) == 2
+        assert sentence in capfd.readouterr().err
+        result = read_result(directory)
+        assert (result["status"], result["code"]) == ("failed", code)
+        assert sentence in result["message"]

@@ -1,0 +1,164 @@
+"""Whole models: the paper's sizes, exact inverses, log-determinants and the bound, for every ablation."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowpp.config import PRESETS, DequantizerConfig, ModelConfig
+from flowpp.model import FlowPP
+
+MIXED = {"filters": 8, "blocks": 1, "components": 3, "heads": 2, "dropout": 0.0}
+FLOW = ("columns x2", "squeeze", "channels x1", "columns x1")
+DEQUANTIZER = DequantizerConfig(flow=("columns x2",), blocks=1, context_filters=4, context_blocks=1)
+SMALL = {"height": 4, "width": 4, "flow": FLOW, "dequantizer": DEQUANTIZER, **MIXED}
+
+ABLATIONS = {
+    "Flow++": {},
+    "uniform dequantization": {"dequantizer": DequantizerConfig(kind="uniform")},
+    "affine coupling": {"coupling": "affine"},
+    "no attention": {"attention": False},
+    "no pointwise": {"pointwise": False},
+    "squeezed dequantizer": {"dequantizer": DEQUANTIZER.model_copy(update={"flow": ("columns x1", "squeeze")})},
+    "grey": {"channels": 1},
+    "oblong": {"height": 2, "width": 8},
+    "1-bit": {"bits": 1},
+}
+
+
+def trained_looking(config: ModelConfig) -> FlowPP:
+    """Initialized on random images in float64, then every parameter moved."""
+    model = FlowPP(config).double().eval()
+    model.initialize(random_images(config, 64))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def random_images(config: ModelConfig, n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, config.levels, (n, *config.image_shape), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(params=ABLATIONS)
+def model(request: pytest.FixtureRequest) -> FlowPP:
+    torch.manual_seed(0)
+    return trained_looking(ModelConfig(**{**SMALL, **ABLATIONS[request.param]}))
+
+
+def log_det_by_autograd(f: object, x: Tensor) -> Tensor:
+    jacobian = torch.autograd.functional.jacobian(f, x)
+    return torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel())).logabsdet
+
+
+def test_the_flow_inverts_and_its_log_det_is_the_jacobians(model: FlowPP) -> None:
+    v = random_images(model.config, 2) + torch.rand(2, *model.config.image_shape, dtype=torch.float64)
+    z, log_det = model.flow(v)
+    recovered, inverse_log_det = model.flow.inverse(z)
+    assert (recovered - v).abs().max() < 1e-10
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-8)
+    for b in range(2):
+        assert (log_det[b] - log_det_by_autograd(lambda a: model.flow(a)[0], v[b : b + 1])).abs() < 1e-8
+
+
+def test_the_dequantizers_log_density_is_the_change_of_variables(model: FlowPP) -> None:
+    images, noise = random_images(model.config, 2).double(), model.draw_noise(2)
+    u, log_q = model.dequantizer(images, noise)
+    assert ((u >= 0) & (u < 1)).all()
+    for b in range(2):
+        if model.config.dequantizer.kind == "uniform":
+            assert log_q[b] == 0
+            continue
+        one = slice(b, b + 1)
+        log_det = log_det_by_autograd(lambda a, one=one: model.dequantizer(images[one], a)[0], noise[one])
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(noise[b]).sum()
+        assert (log_q[b] - (normal - log_det)).abs() < 1e-8
+
+
+def test_decode_undoes_encode(model: FlowPP) -> None:
+    images = random_images(model.config, 16)
+    latents = model.encode(images)
+    assert latents.shape[1:] == model.config.latent_shape
+    assert torch.equal(model.decode(latents), images)
+
+
+def test_log_weight_is_the_bounds_integrand(model: FlowPP) -> None:
+    images, noise = random_images(model.config, 3), model.draw_noise(3)
+    u, log_q = model.dequantizer(images.double(), noise)
+    z, log_det = model.flow(images + u)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(model.log_weight(images, noise), normal + log_det - log_q)
+
+
+def test_every_parameter_has_a_gradient(model: FlowPP) -> None:
+    model.train()
+    model.bits_per_dim(random_images(model.config, 4)).mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_bits_per_dim_is_log_prob_over_d_ln_2(model: FlowPP) -> None:
+    images = random_images(model.config, 3)
+    log_prob = model.log_prob(images, 4, torch.Generator().manual_seed(5))
+    bits_per_dim = model.bits_per_dim(images, 4, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(bits_per_dim, -log_prob / (model.config.dimensions * math.log(2)))
+
+
+def test_samples_are_images_and_a_seed_repeats_them(model: FlowPP) -> None:
+    images = model.sample(5, temperature=0.8, seed=3)
+    assert images.dtype == torch.uint8
+    assert images.shape == (5, *model.config.image_shape)
+    assert int(images.max()) < model.config.levels
+    assert torch.equal(images, model.sample(5, temperature=0.8, seed=3))
+    assert not torch.equal(images, model.sample(5, temperature=0.8, seed=4))
+
+
+COUNTS = [
+    ({}, 31_443_440, 3_466_976),
+    ({"attention": False}, 31_443_440, 3_466_976),
+    ({"filters": 104, "dequantizer": DequantizerConfig(kind="uniform")}, 32_324_408, 0),
+    ({"filters": 108, "coupling": "affine"}, 32_045_708, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "whole", "dequantizer"), COUNTS)
+def test_the_papers_cifar10_models_have_the_papers_parameter_counts(
+    changes: dict[str, object], whole: int, dequantizer: int | None
+) -> None:
+    with torch.device("meta"):
+        model = FlowPP(ModelConfig(**{**PRESETS["cifar10"].model.model_dump(), **changes}))
+    assert sum(p.numel() for p in model.parameters()) == whole
+    if dequantizer is not None:
+        assert sum(p.numel() for p in model.dequantizer.parameters()) == dequantizer
+
+
+def test_the_cifar10_preset_is_the_paper_model_and_its_context_network_has_167936_parameters() -> None:
+    with torch.device("meta"):
+        model = FlowPP("cifar10")
+    assert sum(p.numel() for p in model.parameters()) == 31_443_440
+    assert sum(p.numel() for p in model.flow.parameters()) == 27_976_464
+    assert sum(p.numel() for p in model.dequantizer.context.parameters()) == 167_936
+    assert model.config.latent_shape == (12, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8, 3)])
+def test_images_of_another_size_are_refused_with_both_sizes(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"\(1, {shape[0]}, {shape[1]}, {shape[2]}\).*\(B, 3, 32, 32\)"):
+        FlowPP("tiny").log_prob(torch.zeros(1, *shape, dtype=torch.uint8))
+
+
+def test_images_beyond_the_models_bits_are_refused() -> None:
+    model = FlowPP(ModelConfig(**{**SMALL, "bits": 3}))
+    with pytest.raises(ValueError, match="a channel value of 8; a 3-bit model's are below 8"):
+        model.log_prob(torch.full((1, 3, 4, 4), 8, dtype=torch.uint8))
+
+
+def test_float_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch\.float32.*torch\.uint8"):
+        FlowPP("tiny").log_prob(torch.zeros(1, 3, 32, 32))
+
+
+def test_latents_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\); the model's are \(12, 16, 16\)"):
+        FlowPP("tiny").decode(torch.zeros(1, 3, 32, 32))

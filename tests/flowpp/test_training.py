@@ -1,0 +1,285 @@
+"""Training: it learns, resumes bit for bit, stops with a checkpoint, and says why it fails."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flowpp.checkpoint import MODEL, BadCheckpoint, describe_file, newest_complete, read_manifest
+from flowpp.config import PRESETS, ModelConfig, TrainingConfig, resolve_model, resolve_training
+from flowpp.data import ImageSet, build_image_set
+from flowpp.learner import Learner, learning_rate
+from flowpp.model import FlowPP
+from flowpp.recording import record
+from flowpp.run_directory import BadRunDirectory, RunDirectory, TrainingError
+from flowpp.training import Batches, Event, naming_failures, never, train
+
+CPU = torch.device("cpu")
+TIMINGS = {"time", "images_per_second"}
+
+
+@pytest.fixture(scope="session")
+def model(image_set: ImageSet) -> ModelConfig:
+    return resolve_model("tiny", {"dropout": 0.1}, image_set.shape)
+
+
+def recipe(**changes: Any) -> TrainingConfig:
+    return resolve_training("tiny", changes)
+
+
+def metrics(directory: Path) -> list[dict]:
+    """The lines of metrics.jsonl, but what the clock says."""
+    rows = RunDirectory(directory).read_metrics()
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, average, optimizer and metrics are equal, bit for bit."""
+    ends = [newest_complete(directory) for directory in (one, other)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].name == ends[1].name
+    for file in ends[0].glob("*.safetensors"):
+        expected, found = load_file(file), load_file(ends[1] / file.name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), file.name
+    assert metrics(one) == metrics(other)
+    assert read_manifest(ends[0]).unlogged == read_manifest(ends[1]).unlogged
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Says yes from the question after the given step on; the first one comes before any step."""
+    asked = iter(range(1_000_000))
+    return lambda: next(asked) >= steps
+
+
+def test_training_lowers_bits_per_dim(finished_run: Path) -> None:
+    rows = metrics(finished_run)
+    first, last = (row["validation_bits_per_dim"] for row in rows if "validation_bits_per_dim" in row)
+    assert last < first - 0.2
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["images_seen"] for row in rows] == list(range(8, 161, 8))
+
+
+@pytest.mark.parametrize("stopped_at", [4, 10, 13])
+def test_a_stopped_run_resumes_bit_for_bit(
+    stopped_at: int, tmp_path: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    training = recipe(log_every=3, seed=stopped_at)
+    for _ in train(tmp_path / "whole", model=model, training=training, images=image_set):
+        pass
+    resumed = tmp_path / "resumed"
+    events = list(train(resumed, model=model, training=training, images=image_set, stop=stop_after(stopped_at)))
+    assert [event.step for event in events] == list(range(1, stopped_at + 1))
+    assert events[-1].checkpoint == RunDirectory(resumed).checkpoint(stopped_at)
+    torch.manual_seed(stopped_at)  # nobody's draws change a run
+    assert next(iter(train(resumed))).step == stopped_at + 1
+    for _ in train(resumed):
+        pass
+    assert_same_run(tmp_path / "whole", resumed)
+
+
+@pytest.mark.parametrize("lost_at", [7, 17])
+def test_an_interrupted_run_resumes_from_its_last_checkpoint_and_repeats_no_step(
+    lost_at: int, tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    events = train(tmp_path, model=model, training=PRESETS["tiny"].training, images=image_set)
+    for event in events:
+        if event.step == lost_at:
+            break
+    events.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 18, "ima')  # a line that was being written
+    resumed = [event.step for event in train(tmp_path)]
+    assert resumed == list(range(lost_at // 10 * 10 + 1, 21))
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    weights = run / "checkpoints" / "step-00000020" / MODEL
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert [event.step for event in train(run)] == list(range(11, 21))
+    assert_same_run(finished_run, run)
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished_run: Path) -> None:
+    assert list(train(finished_run)) == []
+
+
+def test_a_stop_before_the_first_step_takes_none(tmp_path: Path, image_set: ImageSet, model: ModelConfig) -> None:
+    assert list(train(tmp_path, model=model, training=recipe(), images=image_set, stop=lambda: True)) == []
+    assert newest_complete(tmp_path) is None
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, image_set: ImageSet, model: ModelConfig) -> None:
+    # the steps get too long, so that an early checkpoint stays the best
+    training = recipe(
+        steps=12, warmup_steps=0, learning_rate=0.5, ema_decay=0, checkpoint_every=2, evaluation_every=2,
+        keep_checkpoints=2, gradient_clip=1e6,
+    )  # fmt: skip
+    scores: dict[int, float] = {}
+    for event in train(tmp_path, model=model, training=training, images=image_set):
+        if event.checkpoint:
+            scores[event.step] = event.metrics["validation_bits_per_dim"]
+    best = min(scores, key=lambda step: scores[step])
+    assert best < 10
+    run = RunDirectory(tmp_path)
+    assert [path.name for path in run.checkpoints()] == [run.checkpoint(step).name for step in (best, 10, 12)]
+    assert run.best_checkpoint() == run.checkpoint(best)
+
+
+def test_a_run_can_start_from_another_ones_checkpoint(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    origin = finished_run / "checkpoints" / "step-00000010"
+    events = list(train(tmp_path, model=model, training=recipe(), images=image_set, resume_from=origin))
+    assert [event.step for event in events] == list(range(11, 21))
+    ends = [load_file(path / "checkpoints" / "step-00000020" / MODEL) for path in (finished_run, tmp_path)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_start_from_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    def start(directory: str, model: ModelConfig, training: TrainingConfig, origin: Path) -> Event:
+        run = tmp_path / directory
+        return next(iter(train(run, model=model, training=training, images=image_set, resume_from=origin)))
+
+    origin = finished_run / "checkpoints" / "step-00000020"
+    with pytest.raises(BadRunDirectory, match="step 20; this run ends at step 20"):
+        start("no steps left", model, recipe(), origin)
+    with pytest.raises(BadRunDirectory, match="another model"):
+        start("other model", model.model_copy(update={"filters": 16}), recipe(steps=30), origin)
+    FlowPP.load(origin).save(tmp_path / "exported")
+    with pytest.raises(BadCheckpoint, match=r"holds no ema\.safetensors"):
+        start("no optimizer", model, recipe(steps=30), tmp_path / "exported")
+
+
+def test_a_run_directory_is_one_run(
+    finished_run: Path, image_set: ImageSet, model: ModelConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRunDirectory, match="another run"):
+        next(iter(train(finished_run, model=model, training=recipe(seed=7), images=image_set)))
+    with pytest.raises(BadRunDirectory, match=r"config\.json is missing"):
+        next(iter(train(tmp_path)))
+    with pytest.raises(ValueError, match="belong together"):
+        next(iter(train(tmp_path, model=model)))
+
+
+def test_images_that_do_not_fit_are_a_bad_dataset(
+    tmp_path: Path, image_set: ImageSet, finished_run: Path, model: ModelConfig
+) -> None:
+    def refused(directory: Path, **arguments: Any) -> str:
+        with pytest.raises(TrainingError) as caught:
+            next(iter(train(directory, **arguments)))
+        assert caught.value.code == "bad_dataset"
+        return str(caught.value)
+
+    wide = resolve_model("tiny", {}, (3, 8, 16))
+    assert "16 pixels wide" in refused(tmp_path / "a", model=wide, training=recipe(), images=image_set)
+    assert "no such file" in refused(tmp_path / "b", model=model, training=recipe(), images=tmp_path / "none.zip")
+    run = shutil.copytree(finished_run, tmp_path / "c")
+    np.save(tmp_path / "others.npy", image_set.images[:50])
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "others.npy")}))
+    assert "other images" in refused(run)
+
+
+def test_a_loss_that_is_not_finite_fails_with_its_step_and_saves_nothing(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    poisoned = shutil.copytree(finished_run / "checkpoints" / "step-00000010", tmp_path / "poisoned")
+    weights = load_file(poisoned / MODEL)
+    weights[min(weights)].fill_(math.nan)
+    save_file(weights, poisoned / MODEL)
+    manifest = json.loads((poisoned / "manifest.json").read_text())
+    manifest["files"][MODEL] = describe_file(poisoned / MODEL).model_dump()
+    (poisoned / "manifest.json").write_text(json.dumps(manifest))
+
+    run = tmp_path / "run"
+    run.mkdir()
+    training = recipe(log_every=100, checkpoint_every=15, evaluation_every=100)
+
+    def fail() -> None:
+        with record(RunDirectory(run)) as recorder:
+            for event in train(run, model=model, training=training, images=image_set, resume_from=poisoned):
+                recorder.step = event.step
+
+    with pytest.raises(TrainingError, match="at step 11 the loss was nan") as caught:
+        fail()
+    assert (caught.value.code, caught.value.step) == ("nan_loss", 11)
+    assert newest_complete(run) is None
+    assert metrics(run) == []
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["code"], result["step"]) == ("failed", "nan_loss", 14)
+
+
+def test_memory_that_runs_out_is_named_with_the_batch_size() -> None:
+    with pytest.raises(TrainingError, match="batch_size 8") as caught, naming_failures(recipe(), CPU):
+        torch.empty(2**60, dtype=torch.uint8)
+    assert caught.value.code == "out_of_memory"
+
+
+def test_another_failure_keeps_its_name() -> None:
+    with pytest.raises(RuntimeError, match="must match"), naming_failures(recipe(), CPU):
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_every_image_comes_once_an_epoch() -> None:
+    images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
+    batches = Batches(images, recipe(batch_size=20, seed=3))
+    order = np.concatenate([batches.after(seen).ravel() for seen in range(0, 200, 20)])
+    epochs = order.reshape(4, 50)
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_average_begins_as_a_copy_and_moves_by_one_minus_the_decay(model: ModelConfig, image_set: ImageSet) -> None:
+    learner = Learner(model, recipe(ema_decay=0.75, warmup_steps=0), CPU)
+    images = torch.from_numpy(image_set.training[:16].transpose(0, 3, 1, 2).copy())
+    learner.initialize(images)
+    start = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    assert all(torch.equal(start[name], tensor) for name, tensor in learner.ema.state_dict().items())
+    learner.take_step(images[:8])
+    for name, parameter in learner.model.named_parameters():
+        expected = 0.75 * start[name] + 0.25 * parameter.detach()
+        torch.testing.assert_close(learner.ema.get_parameter(name), expected)
+    assert any(not torch.equal(start[name], tensor) for name, tensor in learner.model.state_dict().items())
+
+
+def test_steps_leave_other_peoples_random_numbers_alone(model: ModelConfig, image_set: ImageSet) -> None:
+    before = torch.get_rng_state()
+    learner = Learner(model, recipe(), CPU)
+    images = torch.from_numpy(image_set.training[:16].transpose(0, 3, 1, 2).copy())
+    learner.initialize(images)
+    learner.take_step(images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_learning_rate_rises_holds_and_falls_linearly() -> None:
+    training = recipe(steps=100, warmup_steps=10, cooldown_steps=20, learning_rate=0.5)
+    rates = np.array([learning_rate(training, step) for step in range(1, 101)])
+    np.testing.assert_allclose(np.diff(rates[:10]), 0.05)
+    np.testing.assert_allclose(rates[9:80], 0.5)
+    np.testing.assert_allclose(np.diff(rates[79:]), -0.5 / 21)
+    assert rates[-1] == pytest.approx(0.5 / 21)
+
+
+def test_a_set_without_validation_images_trains_without_a_best_checkpoint(
+    tmp_path: Path, images_file: Path, model: ModelConfig
+) -> None:
+    images = build_image_set(images_file, tmp_path / "set", validation_fraction=0)
+    events = list(train(tmp_path / "run", model=model, training=recipe(steps=3), images=images, stop=never))
+    assert events[-1].checkpoint is not None
+    assert "validation_bits_per_dim" not in events[-1].metrics
+    assert RunDirectory(tmp_path / "run").best_checkpoint() is None

@@ -1,0 +1,179 @@
+"""The inference worker: batches on warm models, each job with its own answer, none lost."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowpp import FlowPP
+from flowpp.config import resolve_model
+from flowpp.likelihood import likelihood
+from worker.inference import Inference
+from worker.jobs import Job
+from worker.models import Checkpoint
+from worker.requests import LikelihoodRequest, SamplingRequest
+from worker.service import Service
+from worker.warm import WarmModels
+from worker.work import LikelihoodWork, Work
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tiny` model for images of 8 x 8, initialized on random ones."""
+    import torch
+
+    model = FlowPP(resolve_model("tiny", {}, (3, 8, 8)))
+    generator = torch.Generator().manual_seed(0)
+    model.initialize(torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8, generator=generator))
+    path = tmp_path_factory.mktemp("model") / "saved"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(service: Service, saved: Path) -> Checkpoint:
+    return service.checkpoints.register(saved)
+
+
+@pytest.fixture
+def worker(service: Service) -> Inference:
+    return Inference(service, "a worker", threading.Event())
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches of images whose likelihood was computed."""
+    sizes: list[int] = []
+    compute = LikelihoodWork.compute
+
+    def counted(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
+        sizes.append(len(rows))
+        return compute(model, rows, batch_size)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(counted))
+    return sizes
+
+
+def score(service: Service, checkpoint: Checkpoint, n: int, seed: int = 0, importance_samples: int = 1) -> Job:
+    request = LikelihoodRequest(model=checkpoint.id, seed=seed, importance_samples=importance_samples)
+    return service.submit_likelihood(request, images(n, seed))
+
+
+def test_requests_for_one_model_share_a_batch_and_get_their_own_answers(
+    service: Service, checkpoint: Checkpoint, saved: Path, worker: Inference, batches: list[int]
+) -> None:
+    jobs = [score(service, checkpoint, n, seed) for seed, n in enumerate((1, 3, 2))]
+    worker.drain()
+    assert batches == [6]
+    model = FlowPP.load(saved)
+    for seed, job in enumerate(jobs):
+        result = service.jobs.get(job.id).result
+        assert result is not None
+        [expected] = likelihood(model, images(result["num_images"], seed), seed=seed)
+        found = [row["log_likelihood"] for row in result["images"]]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert service.redis.zcard("flowpp:leases") == 0
+
+
+def test_a_request_larger_than_a_batch_is_computed_in_several(
+    service: Service, checkpoint: Checkpoint, worker: Inference, batches: list[int]
+) -> None:
+    job = score(service, checkpoint, 40, importance_samples=4)
+    worker.drain()
+    assert batches == [16, 16, 8]
+    assert service.jobs.get(job.id).status == "succeeded"
+    progress = service.jobs.get(job.id).progress
+    assert progress is not None
+    assert progress.percent_done == 100
+
+
+def test_a_request_that_fails_does_not_take_its_batch_with_it(
+    service: Service, checkpoint: Checkpoint, worker: Inference
+) -> None:
+    good, bad, other = (score(service, checkpoint, 1, seed) for seed in range(3))
+    service.store.delete(f"jobs/{bad.id}/input")
+    worker.drain()
+    assert [service.jobs.get(job.id).status for job in (good, bad, other)] == ["succeeded", "failed", "succeeded"]
+    error = service.jobs.get(bad.id).error
+    assert error is not None
+    assert error.code == "internal"
+
+
+def test_a_request_cancelled_while_it_is_computed_is_cancelled(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = score(service, checkpoint, 64, importance_samples=64)  # 64 batches
+    compute = LikelihoodWork.compute
+
+    def cancel(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
+        if service.jobs.get(job.id).status == "running":
+            service.jobs.cancel(job.id)
+        threading.Event().wait(0.05)
+        return compute(model, rows, batch_size)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(cancel))
+    worker.drain()
+    assert service.jobs.get(job.id).status == "cancelled"
+    assert not service.jobs.get(job.id).artifacts
+
+
+def test_a_request_that_another_worker_has_by_now_is_left_to_it(
+    service: Service, checkpoint: Checkpoint, worker: Inference
+) -> None:
+    lost, kept = score(service, checkpoint, 1), score(service, checkpoint, 1, seed=1)
+    claimed = service.jobs.claim("inference", "a worker", 64)
+    service.redis.zadd("flowpp:leases", {lost.id: 0})
+    service.jobs.reap()
+    [again] = service.jobs.claim("inference", "another worker", 64)
+    worker.answer(claimed)
+    assert service.jobs.get(lost.id) == again
+    assert service.jobs.get(kept.id).status == "succeeded"
+
+
+def test_a_worker_that_shuts_down_puts_its_requests_back(service: Service, checkpoint: Checkpoint) -> None:
+    shutdown = threading.Event()
+    job = score(service, checkpoint, 2)
+    [claimed] = service.jobs.claim("inference", "a worker", 64)
+    shutdown.set()
+    worker = Inference(service, "a worker", shutdown)
+    worker.answer([claimed])
+    after = service.jobs.get(job.id)
+    assert (after.status, after.failures) == ("queued", 0)
+    Inference(service, "another worker", threading.Event()).drain()
+    assert service.jobs.get(job.id).status == "succeeded"
+
+
+def test_samples_of_one_seed_are_the_same_in_any_company(
+    service: Service, checkpoint: Checkpoint, worker: Inference
+) -> None:
+    def samples(*counts: int) -> np.ndarray:
+        jobs = [
+            service.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=n, seed=i))
+            for i, n in enumerate(counts)
+        ]
+        worker.drain()
+        with service.store.open(service.jobs.get(jobs[0].id).artifacts, "samples.npz") as file:
+            return np.load(file)["images"]
+
+    alone, together = samples(4), samples(4, 5)
+    assert alone.shape == (4, 8, 8, 3)
+    assert (alone == together).mean() > 0.99  # batches of another size round otherwise
+
+
+def test_the_least_recently_used_model_gives_way(service: Service, saved: Path) -> None:
+    first, second, third = (service.checkpoints.register(saved) for _ in range(3))
+    size = sum(tensor.nbytes for tensor in FlowPP.load(saved).state_dict().values())
+    models = WarmModels(service.checkpoints, 2 * size)
+    model = models.get(first)
+    models.get(second)
+    assert models.get(first) is model
+    models.get(third)
+    assert [checkpoint.id in models for checkpoint in (first, second, third)] == [True, False, True]
+    small = WarmModels(service.checkpoints, 0)
+    assert small.get(first) is small.get(first)

@@ -1,0 +1,318 @@
+"""The transitions of jobs on a real server: those that are, those that are refused, and who may write."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.worker.conftest import Submit
+from worker.jobs import TERMINAL, Job, JobError, Progress, StaleAttempt
+from worker.refusals import Conflict, NotFound, QueueFull
+from worker.service import Service
+
+WORKER = "a worker"
+ERROR = JobError(code="internal", message="what went wrong")
+
+
+def claim(service: Service, queue: str = "training") -> Job:
+    [job] = service.jobs.claim(queue, WORKER)
+    return job
+
+
+def statuses(service: Service, job: Job) -> list[str]:
+    return [event.data["status"] for event in service.events.page(job.id).data if event.type == "status"]
+
+
+def in_status(service: Service, submit: Submit, status: str) -> Job:
+    """A training job that is in `status` now."""
+    job = submit()
+    if status in ("queued",):
+        return job
+    if status in ("running", "pausing", "cancelling", "succeeded", "failed"):
+        job = claim(service)
+    steps: dict[str, Callable[[], object]] = {
+        "running": lambda: None,
+        "pausing": lambda: service.jobs.pause(job.id),
+        "cancelling": lambda: service.jobs.cancel(job.id),
+        "succeeded": lambda: service.jobs.end(job, "succeeded"),
+        "failed": lambda: service.jobs.end(job, "failed", error=ERROR),
+        "paused": lambda: service.jobs.pause(job.id),
+        "cancelled": lambda: service.jobs.cancel(job.id),
+    }
+    steps[status]()
+    assert service.jobs.get(job.id).status == status
+    return service.jobs.get(job.id)
+
+
+def test_a_new_job_is_queued_with_what_was_asked(service: Service, submit: Submit) -> None:
+    before = time.time()
+    job = submit(metadata={"who": "me"})
+    assert (job.status, job.attempt, job.started_at, job.finished_at) == ("queued", 0, None, None)
+    assert job.request == {"of": "this test"}
+    assert job.metadata == {"who": "me"}
+    assert before - 1 < job.created_at < time.time() + 1
+    assert service.jobs.get(job.id) == job
+
+
+ASKED = {
+    "cancel": {
+        "queued": "cancelled",
+        "paused": "cancelled",
+        "running": "cancelling",
+        "pausing": "cancelling",
+        "cancelling": "cancelling",
+    },
+    "pause": {"queued": "paused", "running": "pausing", "pausing": "pausing", "paused": "paused"},
+    "resume": {"paused": "queued"},
+}
+STATUSES = ("queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("asked", ASKED)
+def test_each_state_goes_where_it_is_asked_to_or_refuses_and_stays(
+    service: Service, submit: Submit, asked: str, status: str
+) -> None:
+    job = in_status(service, submit, status)
+    if (expected := ASKED[asked].get(status)) is not None:
+        assert getattr(service.jobs, asked)(job.id).status == expected
+    else:
+        with pytest.raises(Conflict, match=status):
+            getattr(service.jobs, asked)(job.id)
+        assert service.jobs.get(job.id) == job
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_a_finished_job_can_be_deleted(service: Service, submit: Submit, status: str) -> None:
+    job = in_status(service, submit, status)
+    if status in TERMINAL:
+        service.jobs.delete(job.id)
+        with pytest.raises(NotFound):
+            service.jobs.get(job.id)
+        assert [key for key in service.redis.keys("*") if job.id in key] == []
+        assert service.jobs.page().data == []
+    else:
+        with pytest.raises(Conflict) as caught:
+            service.jobs.delete(job.id)
+        assert caught.value.code == "job_not_finished"
+        assert service.jobs.get(job.id) == job
+
+
+@pytest.mark.parametrize("asked", ["get", "cancel", "pause", "resume", "delete"])
+def test_what_is_asked_of_a_job_that_is_not_there_says_so(service: Service, asked: str) -> None:
+    with pytest.raises(NotFound, match="job_nowhere"):
+        getattr(service.jobs, asked)("job_nowhere")
+
+
+ENDS = {
+    "running": {"succeeded": "succeeded", "failed": "failed", "stopped": "queued", "crashed": "queued"},
+    "pausing": {"succeeded": "succeeded", "failed": "failed", "stopped": "paused", "crashed": "paused"},
+    "cancelling": dict.fromkeys(("succeeded", "failed", "stopped", "crashed"), "cancelled"),
+}
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "stopped", "crashed"])
+@pytest.mark.parametrize("status", ENDS)
+def test_an_attempt_ends_as_it_went_and_as_was_wished(
+    service: Service, submit: Submit, status: str, outcome: str
+) -> None:
+    job = in_status(service, submit, status)
+    expected = ENDS[status][outcome]
+    assert service.jobs.end(job, outcome, error=ERROR, result={"n": 1}, artifacts="jobs/x/attempt-1") == expected
+    after = service.jobs.get(job.id)
+    assert (after.status, after.result, after.artifacts) == (expected, {"n": 1}, "jobs/x/attempt-1")
+    assert (after.finished_at is not None) == (expected in TERMINAL)
+    assert after.error == (ERROR if expected == "failed" else None)
+    assert service.redis.zcard("flowpp:leases") == 0
+    assert (job.id in service.jobs.waiting("training")) == (expected == "queued")
+
+
+def test_a_claim_takes_the_job_that_waited_longest_and_counts_the_attempt(service: Service, submit: Submit) -> None:
+    first, second = submit(), submit()
+    assert [claim(service).id, claim(service).id] == [first.id, second.id]
+    assert service.jobs.claim("training", WORKER) == []
+    job = service.jobs.get(first.id)
+    assert (job.status, job.attempt) == ("running", 1)
+    assert job.started_at is not None
+    [event] = [event for event in service.events.page(job.id).data if event.data["status"] == "running"]
+    assert event.data == {"status": "running", "attempt": 1, "worker": WORKER}
+
+
+def test_of_many_claimers_one_wins(service: Service, submit: Submit) -> None:
+    jobs = {submit().id for _ in range(20)}
+    claimed: list[str] = []
+    start = threading.Barrier(8)
+
+    def take() -> None:
+        start.wait()
+        while found := service.jobs.claim("training", WORKER):
+            claimed.extend(job.id for job in found)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == 20
+    assert set(claimed) == jobs
+
+
+def test_a_claim_takes_jobs_of_one_group_as_they_fit(service: Service, submit: Submit) -> None:
+    first = submit("sampling", group="a", size=3)
+    other = submit("sampling", group="b", size=1)
+    second = submit("sampling", group="a", size=4)
+    large = submit("sampling", group="a", size=4)
+    third = submit("sampling", group="a", size=1)
+    assert [job.id for job in service.jobs.claim("inference", WORKER, 8)] == [first.id, second.id, third.id]
+    assert [job.id for job in service.jobs.claim("inference", WORKER, 8)] == [other.id]
+    assert [job.id for job in service.jobs.claim("inference", WORKER, 2)] == [large.id]
+
+
+def test_jobs_of_no_group_are_claimed_one_by_one(service: Service, submit: Submit) -> None:
+    submit(), submit()
+    assert len(service.jobs.claim("training", WORKER, 100)) == 1
+
+
+def test_a_full_queue_refuses_and_writes_nothing(service: Service, submit: Submit) -> None:
+    submit(max_queued=2), submit(max_queued=2)
+    keys = sorted(service.redis.keys("*"))
+    with pytest.raises(QueueFull) as caught:
+        submit(max_queued=2)
+    assert caught.value.retry_after > 0
+    assert sorted(service.redis.keys("*")) == keys
+    submit("sampling", max_queued=2)  # the other queue is another matter
+    claim(service)
+    submit(max_queued=2)
+
+
+def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends_the_attempt(service: Service, submit: Submit) -> None:
+    submit()
+    job = claim(service)
+    until = time.monotonic() + 3 * service.jobs.lease_seconds
+    while time.monotonic() < until:
+        assert service.jobs.renew(job) == "running"
+        assert service.jobs.reap() == []
+        time.sleep(0.1)
+    time.sleep(service.jobs.lease_seconds + 0.1)
+    assert service.jobs.reap() == [job.id]
+    after = service.jobs.get(job.id)
+    assert (after.status, after.failures) == ("queued", 1)
+    assert service.events.page(job.id).data[-1].data["code"] == "worker_lost"
+    assert service.jobs.reap() == []
+
+
+def expire(service: Service) -> None:
+    """Ends all leases, as time would."""
+    for job_id in service.redis.zrange("flowpp:leases", 0, -1):
+        service.redis.zadd("flowpp:leases", {job_id: 0})
+
+
+def test_after_so_many_lost_workers_the_job_has_failed(service: Service, submit: Submit) -> None:
+    job = submit()
+    for _ in range(job.max_attempts):
+        claim(service)
+        expire(service)
+        service.jobs.reap()
+    job = service.jobs.get(job.id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+    assert job.attempt == job.max_attempts
+
+
+@pytest.mark.parametrize(("wished", "expected"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_lost_worker_cannot_keep_a_job_from_what_was_wished(
+    service: Service, submit: Submit, wished: str, expected: str
+) -> None:
+    submit()
+    job = claim(service)
+    getattr(service.jobs, wished)(job.id)
+    expire(service)
+    service.jobs.reap()
+    assert service.jobs.get(job.id).status == expected
+
+
+def test_stopping_does_not_count_as_a_failed_attempt(service: Service, submit: Submit) -> None:
+    job = submit()
+    for attempt in range(1, 6):
+        running = claim(service)
+        assert running.attempt == attempt
+        service.jobs.end(running, "stopped")
+    assert (service.jobs.get(job.id).status, service.jobs.get(job.id).failures) == ("queued", 0)
+
+
+def test_a_job_that_was_put_back_is_before_those_that_came_later(service: Service, submit: Submit) -> None:
+    first, second = submit(), submit()
+    service.jobs.end(claim(service), "stopped")
+    assert service.jobs.waiting("training") == [first.id, second.id]
+    assert [service.jobs.queue_position(service.jobs.get(job.id)) for job in (first, second)] == [0, 1]
+
+
+STALE = {
+    "renew": lambda service, job: service.jobs.renew(job),
+    "status": lambda service, job: service.jobs.status_of(job),
+    "progress": lambda service, job: service.jobs.set_progress(job, Progress.at(1, 2)),
+    "event": lambda service, job: service.events.append(job, "log", {"line": "x"}),
+    "end": lambda service, job: service.jobs.end(job, "succeeded", result={"false": True}, artifacts="jobs/false"),
+}
+
+
+@pytest.mark.parametrize("write", STALE)
+@pytest.mark.parametrize("now", ["queued", "claimed by another", "finished"])
+def test_a_stale_attempt_writes_nothing(service: Service, submit: Submit, write: str, now: str) -> None:
+    submit()
+    stale = claim(service)
+    expire(service)
+    service.jobs.reap()
+    if now != "queued":
+        current = claim(service)
+        if now == "finished":
+            service.jobs.end(current, "succeeded", result={"true": True})
+    before = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
+    with pytest.raises(StaleAttempt, match=f"attempt 1 of job {stale.id}"):
+        STALE[write](service, stale)
+    after = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
+    assert after == before
+
+
+def test_pages_follow_creation_in_both_orders(service: Service, submit: Submit) -> None:
+    ids = [submit().id for _ in range(7)]
+    for order, expected in (("asc", ids), ("desc", ids[::-1])):
+        seen: list[str] = []
+        more = True
+        while more:
+            page = service.jobs.page(after=seen[-1] if seen else None, limit=3, order=order)
+            seen += [job.id for job in page.data]
+            more = page.has_more
+        assert seen == expected
+    assert not service.jobs.page(limit=7).has_more
+    with pytest.raises(NotFound):
+        service.jobs.page(after="job_nowhere")
+
+
+def test_filters_leave_what_matches_all_of_them(service: Service, submit: Submit) -> None:
+    a = submit(metadata={"k": "1", "l": "2"})
+    b = submit(metadata={"k": "1"})
+    c = submit("sampling", metadata={"k": "1"})
+    service.jobs.cancel(b.id)
+
+    def found(**filters: object) -> list[str]:
+        return [job.id for job in service.jobs.page(order="asc", **filters).data]
+
+    assert found(type="training") == [a.id, b.id]
+    assert found(status="queued") == [a.id, c.id]
+    assert found(metadata={"k": "1"}) == [a.id, b.id, c.id]
+    assert found(metadata={"k": "1", "l": "2"}) == [a.id]
+    assert found(type="training", status="cancelled", metadata={"k": "1"}) == [b.id]
+    assert found(metadata={"k": "2"}) == []
+
+
+def test_a_filter_finds_what_lies_behind_many_that_do_not_match(service: Service, submit: Submit) -> None:
+    rare = [submit(metadata={"rare": "yes"}).id for _ in range(2)]
+    for _ in range(600):
+        submit()
+    page = service.jobs.page(metadata={"rare": "yes"}, limit=1)
+    assert ([job.id for job in page.data], page.has_more) == ([rare[1]], True)
+    page = service.jobs.page(metadata={"rare": "yes"}, limit=1, after=rare[1])
+    assert ([job.id for job in page.data], page.has_more) == ([rare[0]], False)

@@ -1,0 +1,51 @@
+"""A lease: kept while the block runs, told what is wished, and lost when another has the job."""
+
+import time
+from collections.abc import Callable
+
+from tests.worker.conftest import Submit
+from worker.lease import Lease
+from worker.service import Service
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_lease_is_renewed_in_the_block_and_not_after(service: Service, submit: Submit) -> None:
+    submit()
+    [job] = service.jobs.claim("training", "a worker")
+    with Lease(service.jobs, [job]):
+        time.sleep(3 * service.jobs.lease_seconds)
+        assert service.jobs.reap() == []
+    time.sleep(service.jobs.lease_seconds + 0.1)
+    assert service.jobs.reap() == [job.id]
+
+
+def test_a_wish_is_heard(service: Service, submit: Submit) -> None:
+    submit()
+    [job] = service.jobs.claim("training", "a worker")
+    with Lease(service.jobs, [job]) as lease:
+        assert lease.wish(job) == "running"
+        service.jobs.pause(job.id)
+        until(lambda: lease.wish(job) == "pausing")
+        service.jobs.cancel(job.id)
+        until(lambda: lease.wish(job) == "cancelling")
+        assert not lease.lost(job)
+
+
+def test_a_job_that_another_has_is_lost(service: Service, submit: Submit) -> None:
+    submit()
+    [job] = service.jobs.claim("training", "a worker")
+    with Lease(service.jobs, [job]) as lease:
+        service.redis.zadd("flowpp:leases", {job.id: 0})
+        service.jobs.reap()
+        [again] = service.jobs.claim("training", "another worker")
+        until(lambda: lease.lost(job))
+        service.redis.zadd("flowpp:leases", {job.id: 1})
+        time.sleep(2 * service.jobs.lease_seconds)
+        assert service.redis.zscore("flowpp:leases", job.id) == 1  # the stale one renews nothing
+        assert service.jobs.status_of(again) == "running"

@@ -1,0 +1,151 @@
+"""What can be asked of the service, and what it refuses before anything is written."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from flowpp import FlowPP
+from flowpp.config import resolve_model
+from worker.datasets import Dataset
+from worker.models import Checkpoint
+from worker.refusals import Invalid, NotFound, Refusal
+from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
+from worker.service import Service
+from worker.settings import Settings
+
+
+@pytest.fixture
+def checkpoint(service: Service, tmp_path: Path) -> Checkpoint:
+    """Of a `tiny` model for images of 8 x 8."""
+    FlowPP(resolve_model("tiny", {}, (3, 8, 8))).save(tmp_path / "saved")
+    return service.checkpoints.register(tmp_path / "saved")
+
+
+def training(dataset: str, **fields: Any) -> TrainingRequest:
+    return TrainingRequest.model_validate({"dataset": dataset, "model": {"preset": "tiny"}, **fields})
+
+
+def images(n: int = 2, size: int = 8) -> np.ndarray:
+    return np.zeros((n, size, size, 3), np.uint8)
+
+
+def test_a_training_job_knows_its_whole_configuration(service: Service, dataset: Dataset) -> None:
+    asked = {"model": {"preset": "tiny", "filters": 4}, "training": {"steps": 7}, "metadata": {"a": "b"}}
+    job = service.submit_training(training(dataset.id, **asked))
+    assert job.request == {"dataset": dataset.id, "model": asked["model"], "training": asked["training"]}
+    assert job.metadata == {"a": "b"}
+    assert (job.plan["model"]["filters"], job.plan["model"]["height"], job.plan["training"]["steps"]) == (4, 8, 7)
+    assert service.redis.llen("flowpp-training") == 1
+
+
+def test_the_bell_carries_the_id_as_json_and_nothing_else(service: Service, dataset: Dataset) -> None:
+    job = service.submit_training(training(dataset.id))
+    [bell] = service.redis.lrange("flowpp-training", 0, -1)
+    message = json.loads(bell)
+    assert message["content-type"] == "application/json"
+    arguments, keywords, _ = json.loads(base64.b64decode(message["body"]))
+    assert (arguments, keywords) == ([job.id], {})
+    assert len(bell) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"model": {"preset": "small", "flow": ["squeeze"] * 4}}, "model", "a squeeze needs an even height"),
+        ({"model": {"preset": "tiny", "heads": 3}}, "model", "heads"),
+        ({"training": {"steps": 5, "warmup_steps": 10}}, "training", "warmup_steps"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(
+    service: Service, dataset: Dataset, fields: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(Invalid, match=words) as caught:
+        service.submit_training(training(dataset.id, **fields))
+    assert (caught.value.code, caught.value.field) == ("invalid_configuration", field)
+    assert service.jobs.page().data == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": {"preset": "huge"}},
+        {"model": {"preset": "tiny", "height": 16}},
+        {"model": {"preset": "tiny", "dropout": float("nan")}},
+        {"training": {"learning_rate": -1}},
+        {"metadata": {"k": "x" * 513}},
+        {"metadata": {str(i): "" for i in range(17)}},
+        {"surprise": 1},
+    ],
+)
+def test_a_request_with_absurd_fields_cannot_be_made(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        training("ds_1", **fields)
+
+
+def test_a_job_for_what_is_not_there_is_refused(service: Service, dataset: Dataset, checkpoint: Checkpoint) -> None:
+    for submit in (
+        lambda: service.submit_training(training("ds_nowhere")),
+        lambda: service.submit_training(training(dataset.id, resume_from="ckpt_nowhere")),
+        lambda: service.submit_likelihood(LikelihoodRequest(model="ckpt_nowhere"), images()),
+        lambda: service.submit_likelihood(LikelihoodRequest(model=checkpoint.id, dataset="ds_nowhere")),
+        lambda: service.submit_sampling(SamplingRequest(model="job_nowhere")),
+    ):
+        with pytest.raises(NotFound, match="nowhere"):
+            submit()
+    assert service.jobs.page().data == []
+
+
+def test_images_of_another_size_than_the_models_are_refused(service: Service, checkpoint: Checkpoint) -> None:
+    with pytest.raises(Invalid, match="RGB, 8 wide and 8 high; these are RGB, 16 wide and 16 high") as caught:
+        service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(size=16))
+    assert caught.value.code == "wrong_image_shape"
+
+
+def test_limits_hold(settings: Settings, service: Service, checkpoint: Checkpoint) -> None:
+    limits = {"max_samples": 10, "max_request_images": 3, "max_importance_samples": 5, "max_queued_inference": 1}
+    with Service(settings.model_copy(update=limits)) as limited:
+        refused: list[tuple[str, Any]] = [
+            ("too_many_samples", lambda: limited.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=11))),
+            ("too_many_images", lambda: limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(4))),
+            (
+                "too_many_importance_samples",
+                lambda: limited.submit_likelihood(
+                    LikelihoodRequest(model=checkpoint.id, importance_samples=6), images()
+                ),
+            ),
+            ("no_images", lambda: limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id))),
+        ]
+        for code, submit in refused:
+            with pytest.raises(Invalid) as caught:
+                submit()
+            assert caught.value.code == code
+        limited.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=10))
+        with pytest.raises(Refusal) as full:
+            limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(3))
+        assert full.value.code == "queue_full"
+        assert not list((settings.data_directory / "store").rglob("images.npz"))
+
+
+def test_a_start_from_a_checkpoint_of_another_model_is_refused(
+    service: Service, dataset: Dataset, checkpoint: Checkpoint
+) -> None:
+    job = service.submit_training(training(dataset.id, resume_from=checkpoint.id))
+    assert job.plan["resume_from"] == checkpoint.id
+    with pytest.raises(Invalid, match="is of another model") as caught:
+        service.submit_training(training(dataset.id, model={"preset": "tiny", "filters": 4}, resume_from=checkpoint.id))
+    assert caught.value.field == "resume_from"
+
+
+def test_a_deleted_job_leaves_nothing_in_the_store(service: Service, checkpoint: Checkpoint) -> None:
+    job = service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images())
+    assert list((service.settings.data_directory / "store").rglob("images.npz"))
+    service.jobs.cancel(job.id)
+    service.delete_job(job.id)
+    assert not list((service.settings.data_directory / "store" / "jobs").iterdir())
+    with pytest.raises(NotFound):
+        service.jobs.get(job.id)

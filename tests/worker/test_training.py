@@ -1,0 +1,164 @@
+"""Supervision of a training process: its files, its end, and what an attempt takes over from the one before."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowpp import FlowPP
+from flowpp.config import resolve_model
+from flowpp.run_directory import Result, RunDirectory
+from flowpp.weights import write_checkpoint
+from worker import child
+from worker.attempt import held, prepare, say_process
+from worker.datasets import Dataset
+from worker.jobs import Job
+from worker.requests import TrainingRequest
+from worker.service import Service
+from worker.training import LOG, Reporter, Tail, outcome
+
+
+@pytest.fixture
+def job(service: Service, dataset: Dataset) -> Job:
+    service.submit_training(TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}}))
+    return claim(service)
+
+
+def claim(service: Service) -> Job:
+    return service.jobs.claim("training", "a worker")[0]
+
+
+def write(run: RunDirectory, step: int, **metrics: float) -> None:
+    """Takes the run to a checkpoint at `step`, with a line of metrics for each step."""
+    model = FlowPP(resolve_model("tiny", {}, (3, 8, 8)))
+    rows = run.read_metrics()
+    for taken in range(rows[-1]["step"] + 1 if rows else 1, step + 1):
+        run.append_metrics(taken, 8 * taken, {"train_bits_per_dim": 7.0})
+    tensors = {"model.safetensors": model.state_dict()}
+    write_checkpoint(run.checkpoint(step), tensors, model=model.config, step=step, metrics=metrics)
+
+
+def test_a_tail_reads_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    tail = Tail(path)
+    assert tail.read() == []
+    with path.open("ab", buffering=0) as file:
+        file.write(b"one\ntwo\nthr")
+        assert tail.read() == [b"one\n", b"two\n"]
+        assert tail.read() == []
+        file.write(b"ee\n")
+    assert tail.read() == [b"three\n"]
+    assert Tail(path).read() == []
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "asked", "expected", "words"),
+    [
+        (Result(status="succeeded"), 0, False, "succeeded", None),
+        (Result(status="stopped"), 0, True, "stopped", None),
+        (Result(status="failed", code="nan_loss", message="at step 3"), 1, False, "failed", "at step 3"),
+        (None, -9, False, "crashed", "ended by SIGKILL"),
+        (None, -11, False, "crashed", "ended by SIGSEGV"),
+        (None, -15, True, "stopped", None),
+        (None, -9, True, "stopped", None),
+        (None, 1, False, "crashed", "ended with status 1: the last line"),
+        (None, 2, False, "failed", "ended with status 2: the last line"),
+    ],
+)
+def test_how_a_training_process_ends_says_what_becomes_of_its_job(
+    tmp_path: Path, result: Result | None, status: int, asked: bool, expected: str, words: str | None
+) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / LOG).write_text("the first line\nthe last line\n")
+    if result:
+        run.write_result(result)
+    became, error = outcome(run, status, asked)
+    assert became == expected
+    assert (error is None) == (words is None)
+    if error is not None:
+        assert words in error.message
+        assert error.code == (result.code if result else "internal")
+
+
+def test_what_appears_in_the_run_directory_is_told_once(service: Service, job: Job) -> None:
+    run = prepare(service, job)
+    reporter = Reporter(service, job, run)
+    write(run, 2)
+    (run.path / LOG).write_text('{"step": 1}\nsomething to say\n')
+    reporter.tell()
+    reporter.tell()
+    events = [event for event in service.events.page(job.id).data if event.type != "status"]
+    assert [event.type for event in events] == ["metrics", "metrics", "log", "checkpoint"]
+    assert [event.data.get("step", event.data.get("line")) for event in events] == [1, 2, "something to say", 2]
+    progress = service.jobs.get(job.id).progress
+    assert progress is not None
+    assert (progress.step, progress.total_steps, progress.percent_done) == (2, 20, 10)
+
+
+def test_the_store_keeps_the_newest_checkpoints_and_the_best(service: Service, job: Job) -> None:
+    run = prepare(service, job)
+    reporter = Reporter(service, job, run)
+    for step, score in ((1, 7.0), (2, 5.0), (3, 6.0), (4, 6.5), (5, 6.2)):
+        write(run, step, validation_bits_per_dim=score)
+        reporter.tell()
+    assert [checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)] == [2, 4, 5]
+    assert len(list((Path(service.settings.store_url) / "checkpoints").iterdir())) == 3
+    result = reporter.result()
+    assert (result["step"], result["validation_bits_per_dim"]) == (5, 5.0)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_next_attempt_has_the_newest_checkpoint_and_the_metrics_up_to_it(
+    service: Service, job: Job, elsewhere: bool
+) -> None:
+    run = prepare(service, job)
+    reporter = Reporter(service, job, run)
+    write(run, 2)
+    reporter.tell()
+    run.append_metrics(3, 24, {"train_bits_per_dim": 6.0})  # of a step after the checkpoint
+    reporter.tell()
+    service.jobs.end(job, "stopped")
+    if elsewhere:  # on another machine there is only the store
+        shutil.rmtree(service.run_directory(job.id))
+    again = prepare(service, claim(service))
+    assert again.path != run.path
+    assert not run.path.exists()
+    assert [path.name for path in again.checkpoints()] == ["step-00000002"]
+    assert [row["step"] for row in again.read_metrics()] == [1, 2]
+    assert again.config.model.model_dump(mode="json") == job.plan["model"]
+
+
+def test_metrics_that_a_lost_attempt_could_not_tell_are_told_by_the_next(service: Service, job: Job) -> None:
+    run = prepare(service, job)
+    reporter = Reporter(service, job, run)
+    write(run, 2)
+    reporter.tell()
+    write(run, 4)
+    service.jobs.end(job, "crashed")
+    again = claim(service)
+    Reporter(service, again, prepare(service, again)).tell()
+    assert [row["step"] for row in service.events.metrics(job.id)] == [1, 2, 3, 4]
+    assert [checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)] == [2, 4]
+
+
+def test_the_next_attempt_ends_the_process_of_the_one_before(service: Service, job: Job) -> None:
+    run = prepare(service, job)
+    with held(run) as lock:
+        command = [sys.executable, "-c", "import time; time.sleep(100)"]
+        process = child.start(command, run.path / LOG, pass_fds=[lock.fileno()])
+        say_process(lock, process.pid)
+    service.redis.zadd("flowpp:leases", {job.id: 0})
+    service.jobs.reap()
+    prepare(service, claim(service))
+    assert process.wait(10) == -9
+
+
+def test_metrics_are_json_lines_as_the_library_writes_them(service: Service, job: Job) -> None:
+    run = prepare(service, job)
+    reporter = Reporter(service, job, run)
+    write(run, 1)
+    reporter.tell()
+    [row] = service.events.metrics(job.id)
+    assert row == json.loads((run.path / "metrics.jsonl").read_text())

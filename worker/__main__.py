@@ -1,0 +1,94 @@
+"""A worker: `python -m worker training` or `python -m worker inference`, until SIGTERM.
+
+SIGTERM lets the job at hand write a checkpoint and puts it back into the queue; the exit status is then 0.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from celery.signals import worker_shutting_down
+from pydantic import ValidationError
+
+from flowpp.run_directory import describe
+from worker.jobs import Queue
+from worker.presence import Presence
+from worker.queue import QUEUES
+from worker.reaper import Reaper
+from worker.service import Service
+from worker.settings import settings
+
+PATIENCE = 60
+"""Retries of a Redis command, about a second each, before an attempt is given up."""
+
+
+def run(queue: Queue) -> int:
+    """Answers the bells of a queue; the exit status."""
+    name = f"{queue}@{socket.gethostname()}-{os.getpid()}"
+    shutdown = threading.Event()
+    with Service(settings(), PATIENCE) as service, Reaper(service):
+        answer = _training(service, name, shutdown) if queue == "training" else _inference(service, name, shutdown)
+        service.celery.task(answer, name=queue)
+
+        def stop(**_: Any) -> None:
+            shutdown.set()
+
+        worker_shutting_down.connect(stop)
+        worker = service.celery.Worker(
+            hostname=name,
+            queues=[QUEUES[queue]],
+            pool="threads",
+            concurrency=1,
+            loglevel="INFO",
+            without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
+            without_gossip=True,
+        )
+        with Presence(service.redis, queue, name):
+            worker.start()
+        return int(worker.exitcode or 0)
+
+
+def _training(service: Service, name: str, shutdown: threading.Event) -> Any:
+    from worker.training import train
+
+    def training(job_id: str) -> None:
+        """Runs the training job that has waited longest."""
+        if not shutdown.is_set():
+            for job in service.jobs.claim("training", name):
+                train(service, job, shutdown)
+
+    return training
+
+
+def _inference(service: Service, name: str, shutdown: threading.Event) -> Any:
+    from worker.inference import Inference
+
+    worker = Inference(service, name, shutdown)
+
+    def inference(job_id: str) -> None:
+        """Answers the inference jobs that wait."""
+        worker.drain()
+
+    return inference
+
+
+def main() -> int:
+    """Exit codes: 0 ended by SIGTERM, 1 failed, 2 bad arguments or settings."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__.partition("\n")[0])
+    parser.add_argument("queue", choices=list(QUEUES))
+    queue: Queue = parser.parse_args().queue
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings()
+    except ValidationError as error:
+        print(f"worker: FLOWPP_{describe(error)}", file=sys.stderr)
+        return 2
+    return run(queue)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

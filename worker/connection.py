@@ -1,0 +1,22 @@
+"""The connection to Redis."""
+
+from redis import Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.retry import Retry
+
+UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError)
+"""What the commands raise while the server is away or loads its data."""
+
+
+def connect(url: str, retries: int = 3) -> Redis:
+    """A pool of connections, for threads; a command is tried again `retries` times, at most a second apart."""
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=30,  # longer than any command takes, and the stop of a blocking one
+        socket_connect_timeout=5,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
+        retry_on_error=list(UNREACHABLE),
+    )

@@ -1,0 +1,102 @@
+"""Datasets: image sets in the artifact store, each with a record in Redis."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+
+from flowpp.config import Shape
+from flowpp.data import ImageSet
+from worker.artifacts import ArtifactStore
+from worker.paging import Order, Page, read_page
+from worker.refusals import Conflict, NotFound
+from worker.transitions import Transitions
+
+_IMAGES = "image_set"  # the image set's directory within the stored one, since both have a manifest.json
+
+
+class Dataset(BaseModel):
+    """What is known of a dataset; its images are in the store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["dataset"] = "dataset"
+    created_at: float = Field(description="Unix seconds.")
+    name: str | None = Field(None, description="The uploaded file's.")
+    num_images: int = Field(description="Training and validation images.")
+    num_validation: int
+    shape: Shape = Field(description="Channels, height, width.")
+    bytes: int = Field(description="In the store.")
+    sha256: str = Field(description="Of the pixels, whatever files they came from.")
+
+
+class Datasets:
+    """The datasets of one Redis server and store. Copies of remote ones are kept below `cache`."""
+
+    def __init__(self, redis: Redis, store: ArtifactStore, cache: Path) -> None:
+        self._redis: Any = redis  # its annotations do not know of decode_responses
+        self._store = store
+        self._cache = cache
+        self._scripts = Transitions(redis)
+
+    def register(self, image_set: ImageSet, name: str | None = None) -> Dataset:
+        """Stores an image set; its directory is not needed any more then."""
+        dataset = Dataset(
+            id=f"ds_{secrets.token_hex(12)}",
+            created_at=time.time(),
+            name=name,
+            num_images=image_set.num_images,
+            num_validation=image_set.num_validation,
+            shape=image_set.shape,
+            bytes=image_set.images.nbytes,
+            sha256=image_set.sha256,
+        )
+        try:
+            self._store.put(
+                f"datasets/{dataset.id}", image_set.directory, dataset.model_dump(mode="json"), below=_IMAGES
+            )
+            self._scripts.register("dataset", dataset.id, dataset.model_dump_json())
+        except BaseException:
+            self._store.delete(f"datasets/{dataset.id}")
+            raise
+        return dataset
+
+    def get(self, dataset_id: str) -> Dataset:
+        """Raises `NotFound`."""
+        found = self._load([dataset_id])
+        if not found:
+            raise _not_found(dataset_id)
+        return found[0]
+
+    def page(self, *, after: str | None = None, limit: int = 20, order: Order = "desc") -> Page[Dataset]:
+        """By creation. Raises `NotFound` where there is no dataset `after`."""
+        try:
+            return read_page(self._redis, "flowpp:datasets", self._load, after=after, limit=limit, order=order)
+        except KeyError as error:
+            raise _not_found(str(after)) from error
+
+    def delete(self, dataset_id: str) -> None:
+        """Raises `NotFound`, and `Conflict` while a job that has not finished uses it."""
+        answer = self._scripts.unregister("dataset", dataset_id)
+        if answer == "missing":
+            raise _not_found(dataset_id)
+        if answer == "in_use":
+            raise Conflict("in_use", f"dataset {dataset_id} is used by a job that has not finished")
+        self._store.delete(f"datasets/{dataset_id}")
+
+    def open(self, dataset_id: str) -> ImageSet:
+        """The images, on this machine. Raises `NotFound`, `DamagedArtifact` and `flowpp.data.BadImages`."""
+        return ImageSet.open(self._store.fetch(f"datasets/{dataset_id}", self._cache) / _IMAGES)
+
+    def _load(self, ids: Sequence[str]) -> list[Dataset]:
+        records = self._redis.mget([f"flowpp:dataset:{dataset_id}" for dataset_id in ids])
+        return [Dataset.model_validate_json(record) for record in records if record]
+
+
+def _not_found(dataset_id: str) -> NotFound:
+    return NotFound("dataset_not_found", f"there is no dataset {dataset_id}")

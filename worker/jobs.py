@@ -1,0 +1,302 @@
+"""Jobs in Redis: a record for each, which is the truth, in a queue while it waits and under a lease while it runs.
+
+    queued    waits in its queue
+    running   a worker holds it, under a lease that it renews; an attempt of it computes
+    pausing   the worker has been asked to write a checkpoint and to let go of it
+    paused    rests; `resume` puts it back into the queue
+    cancelling  the worker has been asked to write a checkpoint and to end it
+    succeeded, failed, cancelled  terminal: never change again
+
+Each transition is one Lua script of worker/transitions.py.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+
+from worker.paging import Order, Page, read_page
+from worker.refusals import Conflict, NotFound, QueueFull
+from worker.transitions import Transitions, job_key
+
+JobType = Literal["training", "likelihood", "sampling"]
+JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+Queue = Literal["training", "inference"]
+Outcome = Literal["succeeded", "failed", "stopped", "crashed"]
+
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+QUEUE_OF: dict[JobType, Queue] = {"training": "training", "likelihood": "inference", "sampling": "inference"}
+
+
+class StaleAttempt(Exception):
+    """The attempt is not the job's any more: another one has the job, or nobody. It must not write."""
+
+
+class JobError(BaseModel):
+    """Why a job failed: a stable code (worker_lost, out_of_memory, nan_loss, bad_dataset, internal), a sentence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+
+
+class Progress(BaseModel):
+    """How far a job is: optimizer steps of a training, images of a likelihood or sampling job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    total_steps: int
+    percent_done: float = Field(ge=0, le=100)
+
+    @classmethod
+    def at(cls, step: int, total_steps: int) -> "Progress":
+        return cls(step=step, total_steps=total_steps, percent_done=round(100 * min(1, step / total_steps), 2))
+
+
+class Job(BaseModel):
+    """A job as everybody may see it, but the fields after `error`, which are the service's own."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["job"] = "job"
+    type: JobType
+    status: JobStatus
+    created_at: float = Field(description="Unix seconds, as the other times.")
+    started_at: float | None = Field(None, description="When the first attempt began.")
+    finished_at: float | None = None
+    attempt: int = Field(0, description="Attempts begun so far.")
+    max_attempts: int
+    request: dict[str, Any]
+    metadata: dict[str, str] = {}
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: JobError | None = None
+
+    plan: dict[str, Any] = Field({}, exclude=True, description="What was resolved when the job was submitted.")
+    group: str = Field("", exclude=True, description="Jobs of the same group can run in one batch.")
+    size: int = Field(1, exclude=True, description="How much of a batch it fills.")
+    artifacts: str = Field("", exclude=True, description="Where in the store its artifacts are; empty: nowhere yet.")
+    failures: int = Field(0, exclude=True, description="Attempts that count against `max_attempts`.")
+
+    @property
+    def finished(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def queue(self) -> Queue:
+        return QUEUE_OF[self.type]
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What is known of a job before its record is written. `uses` are ids of datasets and checkpoints."""
+
+    id: str
+    type: JobType
+    request: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    uses: Sequence[str]
+    group: str = ""
+    size: int = 1
+
+
+def new_job_id() -> str:
+    return f"job_{secrets.token_hex(12)}"
+
+
+class Jobs:
+    """The jobs of one Redis server."""
+
+    def __init__(self, redis: Redis, lease_seconds: float, max_attempts: int) -> None:
+        self._redis: Any = redis  # its annotations do not know of decode_responses
+        self._scripts = Transitions(redis)
+        self.lease_seconds = lease_seconds
+        self.max_attempts = max_attempts
+
+    # Everybody
+
+    def submit(self, new: NewJob, max_queued: int) -> Job:
+        """Writes the record and puts the job into its queue. Raises `QueueFull`, `NotFound` for what it uses."""
+        fields = {
+            "type": new.type,
+            "max_attempts": str(self.max_attempts),
+            "request": json.dumps(new.request),
+            "plan": json.dumps(new.plan),
+            "metadata": json.dumps(new.metadata),
+            "uses": " ".join(new.uses),
+            "queue": QUEUE_OF[new.type],
+            "group": new.group,
+            "size": str(new.size),
+        }
+        answer = self._scripts.submit(new.id, max_queued, fields)
+        if answer == "full":
+            raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
+        if answer:
+            kind = "dataset" if answer.startswith("ds_") else "checkpoint"
+            raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
+        return self.get(new.id)
+
+    def get(self, job_id: str) -> Job:
+        """Raises `NotFound`."""
+        found = self._load([job_id])
+        if not found:
+            raise _not_found(job_id)
+        return found[0]
+
+    def page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "desc",
+        type: JobType | None = None,
+        status: JobStatus | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[Job]:
+        """Jobs by creation that match every filter. Raises `NotFound` where there is no job `after`."""
+
+        def load(ids: list[str]) -> list[Job]:
+            wanted = (metadata or {}).items()
+            return [
+                job
+                for job in self._load(ids)
+                if type in (None, job.type) and status in (None, job.status) and wanted <= job.metadata.items()
+            ]
+
+        index = "flowpp:jobs" if type is None else f"flowpp:jobs:type:{type}"
+        try:
+            return read_page(self._redis, index, load, after=after, limit=limit, order=order)
+        except KeyError as error:
+            raise _not_found(str(after)) from error
+
+    def cancel(self, job_id: str) -> Job:
+        """Queued and paused jobs are cancelled at once, running ones cancelling. Raises `NotFound`, `Conflict`."""
+        return self._ask("cancel", job_id)
+
+    def pause(self, job_id: str) -> Job:
+        """For training jobs: queued ones are paused at once, running ones pausing. Raises `NotFound`, `Conflict`."""
+        return self._ask("pause", job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Puts a paused job back into the queue. Raises `NotFound`, `Conflict`."""
+        return self._ask("resume", job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Removes record and events of a finished job. Raises `NotFound`, `Conflict`."""
+        self._ask("delete", job_id)
+
+    def queue_position(self, job: Job) -> int | None:
+        """How many jobs are before it in the queue; none where it does not wait."""
+        return self._redis.zrank(f"flowpp:queued:{job.queue}", job.id)
+
+    # Workers
+
+    def claim(self, queue: Queue, worker: str, capacity: int = 1) -> list[Job]:
+        """Makes the job that has waited longest running, under a lease, with a new attempt.
+
+        Jobs of the same group come with it as long as their sizes together fit into `capacity`.
+        """
+        ids = self._scripts.claim(queue, worker, self.lease_seconds, capacity)
+        return self._load(ids)
+
+    def renew(self, job: Job) -> JobStatus:
+        """Renews the lease of the job's attempt, and says what is wished of it. Raises `StaleAttempt`."""
+        return _current(job, self._scripts.renew(job.id, job.attempt, self.lease_seconds))
+
+    def status_of(self, job: Job) -> JobStatus:
+        """As `renew`, without renewing. Raises `StaleAttempt`."""
+        return _current(job, self._scripts.renew(job.id, job.attempt, 0))
+
+    def set_progress(self, job: Job, progress: Progress) -> None:
+        """Raises `StaleAttempt`."""
+        _current(job, self._scripts.set_field(job.id, job.attempt, "progress", progress.model_dump_json()))
+
+    def end(
+        self,
+        job: Job,
+        outcome: Outcome,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: JobError | None = None,
+        artifacts: str = "",
+    ) -> JobStatus:
+        """Ends the job's attempt, and says what the job now is. Raises `StaleAttempt`.
+
+        A job that was to be cancelled is cancelled. Else, succeeded and failed are what they say; one that stopped is
+        paused where that was wished and queued again where not; one that crashed is queued again, and failed after
+        `max_attempts` crashes.
+        """
+        return _current(
+            job,
+            self._scripts.end(
+                job.id,
+                job.attempt,
+                outcome,
+                error.code if error else "",
+                error.message if error else "",
+                "" if result is None else json.dumps(result),
+                artifacts,
+            ),
+        )
+
+    def reap(self) -> list[str]:
+        """Ends the attempts whose lease has run out as crashed (`worker_lost`); the ids of their jobs."""
+        return self._scripts.reap()
+
+    def waiting(self, queue: Queue) -> list[str]:
+        """The ids of the jobs that wait, in their order."""
+        return list(self._redis.zrange(f"flowpp:queued:{queue}", 0, -1))
+
+    def _ask(self, transition: str, job_id: str) -> Job:
+        before = self.get(job_id)
+        status = self._scripts.ask(transition, job_id)
+        if status == "missing":
+            raise _not_found(job_id)
+        if status.startswith("refused"):
+            raise _refusal(transition, job_id, status.removeprefix("refused "))
+        return before if transition == "delete" else self.get(job_id)
+
+    def _load(self, ids: Sequence[str]) -> list[Job]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(job_key(job_id))
+        return [_parse(job_id, fields) for job_id, fields in zip(ids, pipeline.execute(), strict=True) if fields]
+
+
+_JSON = ("request", "plan", "metadata", "progress", "result", "error")
+
+
+def _parse(job_id: str, fields: dict[str, str]) -> Job:
+    values: dict[str, Any] = {**fields, "id": job_id}
+    values |= {name: json.loads(fields[name]) for name in _JSON if fields.get(name)}
+    return Job.model_validate(values)
+
+
+def _current(job: Job, status: str | None) -> Any:
+    if not status:
+        raise StaleAttempt(f"attempt {job.attempt} of job {job.id} is not the current one")
+    return status
+
+
+def _not_found(job_id: str) -> NotFound:
+    return NotFound("job_not_found", f"there is no job {job_id}")
+
+
+def _refusal(transition: str, job_id: str, status: str) -> Conflict:
+    if status == "in_use":
+        return Conflict("in_use", f"a checkpoint of job {job_id} is used by a job that has not finished")
+    if transition == "delete":
+        return Conflict("job_not_finished", f"job {job_id} is {status}; cancel it, and delete it when it has ended")
+    if status in TERMINAL:
+        return Conflict("job_finished", f"job {job_id} is {status} and cannot change any more")
+    if transition == "resume":
+        return Conflict("job_not_paused", f"job {job_id} is {status}; only a paused job can be resumed")
+    return Conflict("not_pausable", f"job {job_id} is {status} and cannot be paused; training jobs can, while they run")

@@ -1,0 +1,65 @@
+"""A worker's hold on its jobs: a thread renews the leases, and hears what is wished of the jobs meanwhile."""
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Self
+
+from worker.connection import UNREACHABLE
+from worker.jobs import Job, Jobs, JobStatus, StaleAttempt
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.25
+_RENEWALS = 3  # a lease
+
+
+class Lease:
+    """Holds jobs while the block runs. `lost` says which of them another attempt has, or nobody."""
+
+    def __init__(self, jobs: Jobs, held: Iterable[Job]) -> None:
+        self._jobs = jobs
+        self._wishes: dict[str, JobStatus | None] = {}
+        self._held = {job.id: job for job in held}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def wish(self, job: Job) -> JobStatus | None:
+        """What is wished of the job: running, pausing or cancelling; none where the attempt has lost it."""
+        return self._wishes.get(job.id, "running")
+
+    def lost(self, job: Job) -> bool:
+        """Whether the job is not this attempt's any more, which must then not write."""
+        return self.wish(job) is None
+
+    def holds(self, job: Job) -> bool:
+        """Whether the job has not been let go of."""
+        return job.id in self._held
+
+    def let_go(self, job: Job) -> None:
+        """Of a job that has ended."""
+        self._held.pop(job.id, None)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        looks = max(1, int(self._jobs.lease_seconds / _RENEWALS / _LOOK_SECONDS))
+        pause = min(_LOOK_SECONDS, self._jobs.lease_seconds / _RENEWALS)
+        look = 0
+        while not self._ended.wait(pause):
+            look += 1
+            for job in list(self._held.values()):
+                try:
+                    ask = self._jobs.status_of if look % looks else self._jobs.renew
+                    self._wishes[job.id] = ask(job)
+                except StaleAttempt:
+                    if job.id in self._held:
+                        self._wishes[job.id] = None
+                except UNREACHABLE as error:  # nobody else can have the job then; Redis will say when it is back
+                    log.warning("the lease of job %s was not renewed: %s", job.id, error)

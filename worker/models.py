@@ -1,0 +1,158 @@
+"""Checkpoints: trained models in the artifact store, each with a record in Redis."""
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+
+from flowpp.checkpoint import read_manifest
+from flowpp.config import ModelConfig
+from worker.artifacts import ArtifactStore
+from worker.jobs import Job, StaleAttempt
+from worker.paging import Order, Page, read_page
+from worker.refusals import Conflict, NotFound
+from worker.transitions import Transitions, job_key
+
+CHECKPOINT = "checkpoint"
+"""The checkpoint's own directory within the stored one, since both have a manifest.json."""
+
+
+class Checkpoint(BaseModel):
+    """What is known of a checkpoint; its weights are in the store."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    id: str
+    object: Literal["checkpoint"] = "checkpoint"
+    created_at: float = Field(description="Unix seconds.")
+    job: str | None = Field(None, description="The training job that wrote it.")
+    step: int = Field(description="Optimizer steps taken.")
+    images_seen: int
+    metrics: dict[str, float] = Field(description="Of this step: train and, where evaluated, validation bits/dim.")
+    model: ModelConfig
+    dataset_sha256: str | None = Field(None, description="Of the images it was trained on.")
+    bytes: int = Field(description="In the store.")
+
+    @property
+    def prefix(self) -> str:
+        """Where it is in the store."""
+        return f"checkpoints/{self.id}"
+
+
+class Checkpoints:
+    """The checkpoints of one Redis server and store. Copies of remote ones are kept below `cache`."""
+
+    def __init__(self, redis: Redis, store: ArtifactStore, cache: Path) -> None:
+        self._redis: Any = redis  # its annotations do not know of decode_responses
+        self._store = store
+        self._cache = cache
+        self._scripts = Transitions(redis)
+
+    def register(self, directory: Path, job: Job | None = None) -> Checkpoint:
+        """Stores a checkpoint directory; one of a job only while its attempt is current (else `StaleAttempt`).
+
+        Raises `flowpp.checkpoint.BadCheckpoint` where it is not complete.
+        """
+        manifest = read_manifest(directory)
+        checkpoint = Checkpoint(
+            id=f"ckpt_{secrets.token_hex(12)}",
+            created_at=time.time(),
+            job=job.id if job else None,
+            step=manifest.step,
+            images_seen=manifest.images_seen,
+            metrics=manifest.metrics,
+            model=manifest.model,
+            dataset_sha256=manifest.dataset_sha256,
+            bytes=sum(file.bytes for file in manifest.files.values()),
+        )
+        written = False
+        try:
+            self._store.put(checkpoint.prefix, directory, checkpoint.model_dump(mode="json"), below=CHECKPOINT)
+            owner = (job.id, job.attempt) if job else ("", 0)
+            written = self._scripts.register("checkpoint", checkpoint.id, checkpoint.model_dump_json(), *owner)
+        finally:
+            if not written:
+                self._store.delete(checkpoint.prefix)
+        if not written:
+            assert job is not None
+            raise StaleAttempt(f"attempt {job.attempt} of job {job.id} is not the current one")
+        return checkpoint
+
+    def get(self, checkpoint_id: str) -> Checkpoint:
+        """Raises `NotFound`."""
+        found = self._load([checkpoint_id])
+        if not found:
+            raise _not_found(checkpoint_id)
+        return found[0]
+
+    def page(
+        self, *, job: str | None = None, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> Page[Checkpoint]:
+        """By creation, all or those of a job. Raises `NotFound` where there is no checkpoint `after`."""
+
+        def load(ids: Sequence[str]) -> list[Checkpoint]:
+            return [checkpoint for checkpoint in self._load(ids) if job in (None, checkpoint.job)]
+
+        try:
+            return read_page(self._redis, "flowpp:checkpoints", load, after=after, limit=limit, order=order)
+        except KeyError as error:
+            raise _not_found(str(after)) from error
+
+    def of_job(self, job_id: str) -> list[Checkpoint]:
+        """A job's checkpoints, by step."""
+        found = self._load(sorted(self._redis.smembers(f"{job_key(job_id)}:checkpoints")))
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created_at))
+
+    def resolve(self, model_id: str) -> Checkpoint:
+        """The checkpoint of this id, or a training job's best one. Raises `NotFound`, and `Conflict` where it has none.
+
+        The best has the lowest validation bits/dim; where none was validated, it is the newest.
+        """
+        if not model_id.startswith("job_"):
+            return self.get(model_id)
+        if not self._redis.exists(job_key(model_id)):
+            raise NotFound("job_not_found", f"there is no job {model_id}")
+        found = self.of_job(model_id)
+        if not found:
+            raise Conflict("no_checkpoint", f"job {model_id} has no checkpoint yet")
+        return best(found) or found[-1]
+
+    def fetch(self, checkpoint: Checkpoint) -> Path:
+        """The checkpoint's directory on this machine. Raises `NotFound` and `DamagedArtifact`."""
+        return self._store.fetch(checkpoint.prefix, self._cache) / CHECKPOINT
+
+    def copy(self, checkpoint: Checkpoint, directory: Path) -> None:
+        """Copies the checkpoint to the new `directory`. Raises `NotFound` and `DamagedArtifact`."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".step-", suffix=".tmp") as temporary:
+            self._store.copy(checkpoint.prefix, Path(temporary))
+            shutil.move(Path(temporary) / CHECKPOINT, directory)
+
+    def delete(self, checkpoint: Checkpoint) -> None:
+        """Raises `NotFound`, and `Conflict` while a job that has not finished uses it."""
+        answer = self._scripts.unregister("checkpoint", checkpoint.id, checkpoint.job or "")
+        if answer == "missing":
+            raise _not_found(checkpoint.id)
+        if answer == "in_use":
+            raise Conflict("in_use", f"checkpoint {checkpoint.id} is used by a job that has not finished")
+        self._store.delete(checkpoint.prefix)
+
+    def _load(self, ids: Sequence[str]) -> Any:
+        records = self._redis.mget([f"flowpp:checkpoint:{checkpoint_id}" for checkpoint_id in ids]) if ids else []
+        return [Checkpoint.model_validate_json(record) for record in records if record]
+
+
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one of the lowest validation bits/dim among those that were validated."""
+    validated = [checkpoint for checkpoint in checkpoints if "validation_bits_per_dim" in checkpoint.metrics]
+    return min(validated, key=lambda checkpoint: checkpoint.metrics["validation_bits_per_dim"], default=None)
+
+
+def _not_found(checkpoint_id: str) -> NotFound:
+    return NotFound("checkpoint_not_found", f"there is no checkpoint {checkpoint_id}")

@@ -1,0 +1,69 @@
+"""The Celery application: messages are doorbells, which carry a job's id and nothing else.
+
+Whoever hears one claims the job that has waited longest; a bell for which no job waits does nothing. Messages are
+acknowledged when they are heard: the record and its lease say what becomes of the job, so that Redis never delivers
+a long one twice. A worker takes no bell that it cannot answer at once; other workers may.
+"""
+
+import logging
+import ssl
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker.connection import UNREACHABLE
+from worker.jobs import Queue
+
+log = logging.getLogger(__name__)
+
+QUEUES: dict[Queue, str] = {"training": "flowpp-training", "inference": "flowpp-inference"}
+"""Names of the queues in Redis."""
+
+LONGEST_HEARING_SECONDS = 60
+"""A bell that a worker took and did not acknowledge for so long, since it died, is delivered again."""
+
+
+def celery(redis_url: str) -> Celery:
+    """The application on a Redis server. Tasks are called as their queue."""
+    app = Celery("flowpp", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_create_missing_queues=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=5,
+        broker_transport_options={
+            "visibility_timeout": LONGEST_HEARING_SECONDS,
+            "socket_keepalive": True,
+            "socket_timeout": 30,
+            "health_check_interval": 10,
+        },
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=True,
+    )
+    if redis_url.startswith("rediss://"):
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return app
+
+
+class Doorbells:
+    """Rings for the workers of a queue."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def ring(self, queue: Queue, job_id: str) -> None:
+        """Wakes a worker. A bell that cannot be rung now is rung by the reaper: the job's record is there already."""
+        try:
+            self._app.send_task(queue, args=[job_id], queue=QUEUES[queue], ignore_result=True, retry=False)
+        except (OperationalError, *UNREACHABLE) as error:
+            log.warning("the bell for job %s was not rung: %s", job_id, error)

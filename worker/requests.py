@@ -1,0 +1,84 @@
+"""Requests for jobs, as users write them: closed to unknown fields, and bounded."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints, create_model
+
+from flowpp.config import PRESETS, Frozen, ModelOverrides, TrainingOverrides
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16, description="Up to 16 names with values of your own, to find the job by."),
+]
+
+ModelId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64),
+    Field(description="A checkpoint's id, or a training job's, meaning its best checkpoint."),
+]
+DatasetId = Annotated[str, StringConstraints(min_length=1, max_length=64), Field(description="A dataset's id.")]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numbers.")]
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset; there are {', '.join(PRESETS)}")
+    return name
+
+
+PresetName = Annotated[
+    str,
+    StringConstraints(max_length=64),
+    AfterValidator(_known_preset),
+    Field(description="One of GET /v1/presets.", examples=list(PRESETS)),
+]
+
+ModelChoice = create_model("ModelChoice", __base__=ModelOverrides, preset=(PresetName, ...))
+"""A preset, and what to change of it."""
+
+
+class TrainingRequest(Frozen):
+    """Train a model on a dataset."""
+
+    dataset: DatasetId
+    model: ModelChoice = Field(description="A preset, and what to change of it.")
+    training: TrainingOverrides = Field(  # type: ignore[valid-type]
+        default_factory=TrainingOverrides, description="What to change of the preset's recipe."
+    )
+    resume_from: ModelId | None = Field(None, description="Start from this checkpoint, of the same model.")
+    metadata: Metadata = Field({})
+
+
+class LikelihoodRequest(Frozen):
+    """Score images in bits/dim: those of `dataset` that are for validation (all, where none are), or images sent."""
+
+    model: ModelId
+    dataset: DatasetId | None = Field(None, description="Its validation images are scored; leave out to send images.")
+    importance_samples: int = Field(
+        1, ge=1, le=65_536, description="1 gives the variational bound, more a tighter one."
+    )
+    seed: Seed = 0
+    metadata: Metadata = Field({})
+
+
+class SamplingRequest(Frozen):
+    """Draw images from a model."""
+
+    model: ModelId
+    num_samples: int = Field(16, ge=1, description="How many.")
+    temperature: float = Field(1.0, ge=0, le=10, description="Scale of the latents; 1 is the model.")
+    seed: Seed = 0
+    metadata: Metadata = Field({})
+
+
+JobRequest = TrainingRequest | LikelihoodRequest | SamplingRequest
+
+
+def as_written(request: JobRequest) -> dict[str, Any]:
+    """The request as JSON, defaults included where they are not 'as the preset says', and without metadata."""
+    written = request.model_dump(mode="json", exclude_none=True)
+    written.pop("metadata")
+    return written

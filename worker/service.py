@@ -1,0 +1,205 @@
+"""The job service without HTTP: what can be asked of it, over its records, its store and its queues."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from flowpp.config import ModelConfig, resolve_model, resolve_training
+from flowpp.run_directory import describe
+from worker.artifacts import ArtifactStore, Manifest
+from worker.connection import connect
+from worker.datasets import Dataset, Datasets
+from worker.events import Events
+from worker.jobs import QUEUE_OF, Job, Jobs, JobType, NewJob, new_job_id
+from worker.models import Checkpoint, Checkpoints
+from worker.queue import Doorbells, celery
+from worker.refusals import Invalid, NotFound
+from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
+from worker.settings import Settings
+
+
+class Service:
+    """All of it for one `Settings`: `jobs`, `events`, `datasets`, `checkpoints`, `store`. A context manager."""
+
+    def __init__(self, settings: Settings, redis_retries: int = 3) -> None:
+        self.settings = settings
+        self.redis = connect(settings.redis_url, redis_retries)
+        self.store = ArtifactStore(settings.store_url)
+        cache = settings.data_directory.absolute() / "cache"
+        self.jobs = Jobs(self.redis, settings.lease_seconds, settings.max_attempts)
+        self.events = Events(self.redis, settings.redis_url)
+        self.datasets = Datasets(self.redis, self.store, cache)
+        self.checkpoints = Checkpoints(self.redis, self.store, cache)
+        self.celery = celery(settings.redis_url)
+        self.bells = Doorbells(self.celery)
+
+    def close(self) -> None:
+        self.celery.close()
+        self.redis.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raises `redis.RedisError` where Redis does not answer, `OSError` where the store cannot be written."""
+        self.redis.ping()
+        self.store.check()
+
+    def submit_training(self, request: TrainingRequest) -> Job:
+        """Queues a training job. Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`."""
+        dataset = self.datasets.get(request.dataset)
+        if dataset.num_images == dataset.num_validation:
+            raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
+        plan = _plan_training(request, dataset)
+        uses = [dataset.id]
+        if request.resume_from is not None:
+            checkpoint = self.checkpoints.resolve(request.resume_from)
+            _check_resumable(checkpoint, ModelConfig(**plan["model"]), plan["training"]["steps"])
+            plan["resume_from"] = checkpoint.id
+            uses.append(checkpoint.id)
+        return self._submit("training", request, plan, uses)
+
+    def submit_likelihood(
+        self, request: LikelihoodRequest, images: np.ndarray | None = None, names: Sequence[str] = ()
+    ) -> Job:
+        """Queues a likelihood job, for the request's dataset or for `images`, uint8 [N, H, W, C], with their names.
+
+        Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`.
+        """
+        if (request.dataset is None) == (images is None):
+            raise Invalid("no_images", "give a dataset, or images, and not both", "dataset")
+        if request.importance_samples > self.settings.max_importance_samples:
+            most = self.settings.max_importance_samples
+            raise Invalid(
+                "too_many_importance_samples", f"at most {most:,} importance samples an image", "importance_samples"
+            )
+        checkpoint = self.checkpoints.resolve(request.model)
+        plan: dict[str, Any] = {"checkpoint": checkpoint.id}
+        uses = [checkpoint.id]
+        if images is None:
+            dataset = self.datasets.get(request.dataset or "")
+            uses.append(dataset.id)
+            shape, count = dataset.shape, dataset.num_validation or dataset.num_images
+        else:
+            _, height, width, channels = images.shape
+            shape, count = (channels, height, width), len(images)
+            if count > self.settings.max_request_images:
+                most = self.settings.max_request_images
+                raise Invalid("too_many_images", f"a request may send {most:,} images; these are {count:,}", "files")
+        _check_shape(shape, checkpoint)
+        group = f"likelihood:{checkpoint.id}:{request.importance_samples}"
+        size = count * request.importance_samples
+        return self._submit("likelihood", request, plan | {"num_images": count}, uses, group, size, (images, names))
+
+    def submit_sampling(self, request: SamplingRequest) -> Job:
+        """Queues a sampling job. Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`."""
+        most = self.settings.max_samples
+        if request.num_samples > most:
+            raise Invalid(
+                "too_many_samples",
+                f"a request may ask for {most:,} samples, not {request.num_samples:,}",
+                "num_samples",
+            )
+        checkpoint = self.checkpoints.resolve(request.model)
+        plan = {"checkpoint": checkpoint.id, "num_images": request.num_samples}
+        group = f"sampling:{checkpoint.id}:{request.temperature!r}"
+        return self._submit("sampling", request, plan, [checkpoint.id], group, request.num_samples)
+
+    def resume(self, job_id: str) -> Job:
+        """As `Jobs.resume`, and wakes a worker."""
+        job = self.jobs.resume(job_id)
+        self.bells.ring(job.queue, job.id)
+        return job
+
+    def delete_job(self, job_id: str) -> None:
+        """Removes a finished job, its checkpoints and all that is stored of it. Raises `NotFound` and `Conflict`."""
+        checkpoints = self.checkpoints.of_job(job_id)
+        self.jobs.delete(job_id)
+        for checkpoint in checkpoints:
+            self.store.delete(checkpoint.prefix)
+        self.store.delete(f"jobs/{job_id}")
+        shutil.rmtree(self.run_directory(job_id), ignore_errors=True)  # there is one where it was paused
+
+    def artifacts(self, job: Job) -> Manifest:
+        """The files that a job has left. Raises `NotFound` where it has left none yet."""
+        if not job.artifacts:
+            raise NotFound("artifact_not_found", f"job {job.id} is {job.status} and has stored no artifacts")
+        return self.store.manifest(job.artifacts)
+
+    def run_directory(self, job_id: str) -> Path:
+        """Where a training job's process works, on the machine that it is on."""
+        return self.settings.data_directory.absolute() / "runs" / job_id
+
+    def _submit(
+        self,
+        type: JobType,
+        request: JobRequest,
+        plan: dict[str, Any],
+        uses: list[str],
+        group: str = "",
+        size: int = 1,
+        images: tuple[np.ndarray | None, Sequence[str]] = (None, ()),
+    ) -> Job:
+        new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size)
+        inputs = f"jobs/{new.id}/input"
+        try:
+            if images[0] is not None:
+                self._store_images(inputs, images[0], images[1])
+            queue = QUEUE_OF[type]
+            most = self.settings.max_queued_training if queue == "training" else self.settings.max_queued_inference
+            job = self.jobs.submit(new, most)
+        except BaseException:
+            self.store.delete(f"jobs/{new.id}")
+            raise
+        self.bells.ring(job.queue, job.id)
+        return job
+
+    def _store_images(self, prefix: str, images: np.ndarray, names: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            names = names or [f"{index:04d}" for index in range(len(images))]
+            np.savez(Path(directory) / "images.npz", images=images, names=np.array(names), allow_pickle=False)
+            self.store.put(prefix, Path(directory))
+
+
+def _plan_training(request: TrainingRequest, dataset: Dataset) -> dict[str, Any]:
+    """The configurations in full. Raises `Invalid`."""
+    overrides = request.model.model_dump(exclude_none=True)
+    preset = overrides.pop("preset")
+    recipe = request.training.model_dump(exclude_none=True)  # type: ignore[attr-defined]
+    try:
+        model = resolve_model(preset, overrides, dataset.shape)
+    except ValidationError as error:
+        raise Invalid("invalid_configuration", describe(error), "model") from error
+    try:
+        training = resolve_training(preset, recipe)
+    except ValidationError as error:
+        raise Invalid("invalid_configuration", describe(error), "training") from error
+    return {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
+
+def _check_resumable(checkpoint: Checkpoint, model: ModelConfig, steps: int) -> None:
+    if checkpoint.model != model:
+        raise Invalid("wrong_model", f"checkpoint {checkpoint.id} is of another model than this one", "resume_from")
+    if checkpoint.step >= steps:
+        raise Invalid(
+            "invalid_configuration",
+            f"checkpoint {checkpoint.id} has taken {checkpoint.step:,} steps; training.steps ({steps:,}) must be more",
+            "training.steps",
+        )
+
+
+def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint) -> None:
+    if shape != checkpoint.model.image_shape:
+        wanted, given = (
+            f"{'grey' if channels == 1 else 'RGB'}, {width} wide and {height} high"
+            for channels, height, width in (checkpoint.model.image_shape, shape)
+        )
+        raise Invalid("wrong_image_shape", f"model {checkpoint.id} takes images that are {wanted}; these are {given}")

@@ -1,0 +1,64 @@
+"""Settings of the service: environment variables FLOWPP_..."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flowpp.data import Limits
+
+MiB = 2**20
+
+
+class Settings(BaseSettings):
+    """Where things are kept, and what the service admits."""
+
+    model_config = SettingsConfigDict(env_prefix="FLOWPP_", frozen=True, extra="ignore")
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey server; may hold a password."
+    )
+    data_directory: Path = Field(Path("data"), description="Local disk: run directories, staged models and datasets.")
+    store: str = Field("", description="Artifact store: a directory or an fsspec URL; empty is <data_directory>/store.")
+
+    lease_seconds: float = Field(15, gt=0, le=3600, description="A worker silent for so long has lost its job.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Attempts that may fail before the job does.")
+    grace_seconds: float = Field(15, ge=0, le=3600, description="From SIGTERM to SIGKILL of a training process.")
+
+    max_queued_training: int = Field(1_000, ge=1, description="Training jobs that may wait.")
+    max_queued_inference: int = Field(1_000, ge=1, description="Likelihood and sampling jobs that may wait.")
+    max_upload_bytes: int = Field(2048 * MiB, ge=1, description="Bytes of an uploaded dataset.")
+    max_request_bytes: int = Field(64 * MiB, ge=1, description="Bytes of any other request, images to score included.")
+    max_dataset_images: int = Field(2_000_000, ge=1, description="Images of a dataset.")
+    max_request_images: int = Field(4_096, ge=1, description="Images that one request may send to be scored.")
+    max_samples: int = Field(10_000, ge=1, description="Samples that one request may ask for.")
+    max_importance_samples: int = Field(4_096, ge=1, description="Importance samples an image.")
+
+    model_cache_bytes: int = Field(2048 * MiB, ge=0, description="Warm models' parameters in an inference worker.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Images a forward pass in the inference worker.")
+
+    @property
+    def store_url(self) -> str:
+        """`store`, or the directory that it defaults to."""
+        return self.store or str(self.data_directory / "store")
+
+    @property
+    def dataset_limits(self) -> Limits:
+        """Bounds on an uploaded dataset."""
+        return Limits(
+            max_bytes=self.max_upload_bytes,
+            max_uncompressed_bytes=8 * self.max_upload_bytes,
+            max_images=self.max_dataset_images,
+        )
+
+    @property
+    def request_limits(self) -> Limits:
+        """Bounds on the images of one request."""
+        return Limits(max_bytes=self.max_request_bytes, max_images=self.max_request_images)
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process's environment. Raises `pydantic.ValidationError`."""
+    return Settings()

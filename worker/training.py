@@ -1,0 +1,221 @@
+"""The task that supervises training: `python -m flowpp train` in a child process, its files told to the service."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from flowpp.checkpoint import BadCheckpoint
+from flowpp.data import BadImages
+from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, Result, RunDirectory
+from worker import child
+from worker.artifacts import DamagedArtifact
+from worker.attempt import held, prepare, say_process
+from worker.jobs import TERMINAL, Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
+from worker.lease import Lease
+from worker.models import best
+from worker.refusals import Conflict
+from worker.service import Service
+
+log = logging.getLogger(__name__)
+
+LOG = "log.txt"
+_ARTIFACTS = (CONFIG, METRICS, RESULT, CURVE, LOG)
+_LOOK_SECONDS = 0.2
+_MAX_LINE = 2_000
+_BAD_INPUT = 2  # the command line's exit status for what another attempt would not mend
+
+
+def train(service: Service, job: Job, shutdown: threading.Event) -> None:
+    """Runs the attempt that has claimed `job`, to its end or until the worker is to shut down."""
+    with Lease(service.jobs, [job]) as lease:
+        try:
+            status = _run(service, job, lease, shutdown)
+        except StaleAttempt as error:
+            log.warning("%s; it was ended", error)
+            return
+        except Exception as error:
+            failure = JobError(code="internal", message=f"{type(error).__name__}: {error}")
+            log.exception("attempt %d of job %s crashed", job.attempt, job.id)
+            status = service.jobs.end(job, "crashed", error=failure)
+    if status in TERMINAL:
+        shutil.rmtree(service.run_directory(job.id), ignore_errors=True)
+    elif status == "queued":
+        service.bells.ring("training", job.id)
+
+
+def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) -> JobStatus:
+    try:
+        run = prepare(service, job)
+    except (BadImages, DamagedArtifact) as error:
+        return service.jobs.end(job, "failed", error=JobError(code="bad_dataset", message=str(error)))
+    reporter = Reporter(service, job, run)
+    status, asked = _supervise(service, job, run, reporter, lease, shutdown)
+    became, failure = outcome(run, status, asked)
+    return service.jobs.end(
+        job, became, error=failure, result=reporter.result(), artifacts=_store_artifacts(service, job, run)
+    )
+
+
+def _supervise(
+    service: Service, job: Job, run: RunDirectory, reporter: "Reporter", lease: Lease, shutdown: threading.Event
+) -> tuple[int, bool]:
+    """Runs the child to its end; its exit status, and whether it was asked to stop. Raises `StaleAttempt`."""
+    asked_at: float | None = None
+    with held(run) as lock:
+        process = child.start(
+            [sys.executable, "-m", "flowpp", "train", run.path], run.path / LOG, pass_fds=[lock.fileno()]
+        )
+        say_process(lock, process.pid)
+    try:
+        while not _ended(process):
+            reporter.tell()
+            if lease.lost(job):
+                raise StaleAttempt(f"attempt {job.attempt} of job {job.id} has lost it")
+            if asked_at is None and (shutdown.is_set() or lease.wish(job) != "running"):
+                asked_at = time.monotonic()
+                process.terminate()
+            elif asked_at is not None and time.monotonic() - asked_at > service.settings.grace_seconds:
+                child.sweep(process)
+    finally:
+        child.sweep(process)
+        process.wait()
+    reporter.tell()
+    return process.returncode, asked_at is not None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(_LOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def outcome(run: RunDirectory, status: int, asked: bool) -> tuple[Outcome, JobError | None]:
+    """What the child's exit status and result.json mean."""
+    path = run.path / RESULT
+    if path.exists():
+        result = Result.model_validate_json(path.read_bytes())
+        if result.status == "failed":
+            return "failed", JobError(code=result.code or "internal", message=result.message or "no reason given")
+        return result.status, None
+    if asked:  # before it could heed the signal, or after the grace period
+        return "stopped", None
+    last = child.tail(run.path / LOG, lines=1)
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        return "crashed", JobError(code="internal", message=f"the training process was ended by {name}{hint}")
+    message = f"the training process ended with status {status}: {last}"
+    return ("failed" if status == _BAD_INPUT else "crashed"), JobError(code="internal", message=message)
+
+
+def _store_artifacts(service: Service, job: Job, run: RunDirectory) -> str:
+    """Stores what the run has left beside its checkpoints; where."""
+    prefix = f"jobs/{job.id}/attempt-{job.attempt}"  # a stale attempt's are nobody's
+    with tempfile.TemporaryDirectory() as directory:
+        for name in _ARTIFACTS:
+            if (run.path / name).exists():
+                shutil.copyfile(run.path / name, Path(directory) / name)
+        service.store.put(prefix, Path(directory), job.model_dump(mode="json"))
+    return prefix
+
+
+class Reporter:
+    """Tells the service what appears in a run directory. Raises `StaleAttempt` from all of it."""
+
+    def __init__(self, service: Service, job: Job, run: RunDirectory) -> None:
+        self._service = service
+        self._job = job
+        self._run = run
+        self._metrics = Tail(run.path / METRICS)
+        self._log = Tail(run.path / LOG)
+        self._stored = {checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)}
+        self._recipe = job.plan["training"]
+        self._catch_up()
+
+    def tell(self) -> None:
+        """Appends new metrics and log lines to the events, and stores new checkpoints."""
+        for line in self._metrics.read():
+            self._tell_metrics(json.loads(line))
+        for line in self._log.read():
+            if line.strip() and not line.startswith(b"{"):  # the child's JSON lines repeat its metrics
+                text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
+                self._service.events.append(self._job, "log", {"line": text})
+        for path in self._run.checkpoints():
+            if int(path.name.removeprefix("step-")) not in self._stored:
+                self._store(path)
+
+    def result(self) -> dict[str, Any]:
+        """The job's result so far: its checkpoints, and the best validation bits/dim."""
+        checkpoints = self._service.checkpoints.of_job(self._job.id)
+        if not checkpoints:
+            return {}
+        chosen = best(checkpoints) or checkpoints[-1]
+        return {
+            "step": checkpoints[-1].step,
+            "images_seen": checkpoints[-1].images_seen,
+            "best_checkpoint": chosen.id,
+            "last_checkpoint": checkpoints[-1].id,
+            "validation_bits_per_dim": chosen.metrics.get("validation_bits_per_dim"),
+        }
+
+    def _catch_up(self) -> None:
+        """Tells the metrics that the attempt before wrote and could not tell any more."""
+        told = self._service.events.metrics(self._job.id)
+        for row in self._run.read_metrics():
+            if not told or row["step"] > told[-1]["step"]:
+                self._tell_metrics(row)
+
+    def _tell_metrics(self, row: dict[str, Any]) -> None:
+        self._service.events.append(self._job, "metrics", row)
+        self._service.jobs.set_progress(self._job, Progress.at(row["step"], self._recipe["steps"]))
+
+    def _store(self, path: Path) -> None:
+        try:
+            checkpoint = self._service.checkpoints.register(path, self._job)
+        except (BadCheckpoint, FileNotFoundError) as error:  # the run keeps only some of its checkpoints
+            log.info("%s was not stored: %s", path, error)
+            return
+        self._stored.add(checkpoint.step)
+        data = {"id": checkpoint.id, "step": checkpoint.step, "metrics": checkpoint.metrics}
+        self._service.events.append(self._job, "checkpoint", data)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keeps in the store what the run keeps: the newest checkpoints, and the best."""
+        checkpoints = self._service.checkpoints.of_job(self._job.id)
+        chosen = best(checkpoints)
+        for checkpoint in checkpoints[: -self._recipe["keep_checkpoints"]]:
+            if chosen is None or checkpoint.id != chosen.id:
+                try:
+                    self._service.checkpoints.delete(checkpoint)
+                except Conflict as error:
+                    log.info("kept: %s", error)
+
+
+class Tail:
+    """The lines that come to the end of a file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[bytes]:
+        """The complete lines since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(min(self._offset, size))
+            lines = [line for line in file.readlines() if line.endswith(b"\n")]
+        self._offset = min(self._offset, size) + sum(map(len, lines))
+        return lines

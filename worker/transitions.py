@@ -1,0 +1,306 @@
+"""The transitions of jobs, each one Lua script: atomic, on Redis's clock, refusing what status or attempt forbids.
+
+flowpp:sequence              counts records, so that indices have the order of creation
+flowpp:job:<id>              hash: the record
+flowpp:job:<id>:events       stream
+flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
+flowpp:jobs, flowpp:jobs:type:<type>         sorted sets of job ids by sequence
+flowpp:queued:<queue>        sorted set of the ids of waiting jobs by sequence
+flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
+flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
+flowpp:dataset:<id>, flowpp:checkpoint:<id>  records (JSON); flowpp:datasets, flowpp:checkpoints index them
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Redis
+
+MAX_EVENTS = 100_000
+"""Events kept of a job, about; the oldest give way."""
+
+
+def job_key(job_id: str) -> str:
+    return f"flowpp:job:{job_id}"
+
+
+_PRELUDE = f"""
+local MAX_EVENTS = {MAX_EVENTS}
+local TERMINAL = {{succeeded = true, failed = true, cancelled = true}}
+local HELD = {{running = true, pausing = true, cancelling = true}}
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+local function seconds(t) return string.format('%.6f', t) end
+local function key(id) return 'flowpp:job:' .. id end
+local function get(id, field) return redis.call('HGET', key(id), field) or '' end
+local function set(id, ...) redis.call('HSET', key(id), ...) end
+
+local function emit(id, kind, data)
+  return redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+end
+
+-- The attempt that writes is the one that holds the job: else its writes are refused.
+local function current(id, attempt)
+  local status = get(id, 'status')
+  if HELD[status] and get(id, 'attempt') == attempt then return status end
+  return nil
+end
+
+local function kind_of(resource)
+  return string.sub(resource, 1, 3) == 'ds_' and 'dataset' or 'checkpoint'
+end
+
+-- The one place where a status changes.
+local function become(id, status, data)
+  local queue, t = get(id, 'queue'), now()
+  redis.call('ZREM', 'flowpp:queued:' .. queue, id)
+  redis.call('ZREM', 'flowpp:leases', id)
+  set(id, 'status', status)
+  if status == 'queued' then
+    redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'sequence'), id)
+  elseif TERMINAL[status] then
+    set(id, 'finished_at', seconds(t))
+    for resource in string.gmatch(get(id, 'uses'), '%S+') do
+      redis.call('SREM', 'flowpp:uses:' .. resource, id)
+    end
+  end
+  data = data or {{}}
+  data.status, data.attempt = status, tonumber(get(id, 'attempt'))
+  emit(id, 'status', cjson.encode(data))
+  return status
+end
+
+-- A job keeps its lease while it is asked to stop.
+local function wish(id, status)
+  set(id, 'status', status)
+  emit(id, 'status', cjson.encode({{status = status, attempt = tonumber(get(id, 'attempt'))}}))
+  return status
+end
+
+local function settle(id, outcome, code, message)
+  local status = get(id, 'status')
+  local data = {{}}
+  if code ~= '' then data.code, data.message = code, message end
+  if status == 'cancelling' then return become(id, 'cancelled', data) end
+  if outcome == 'succeeded' then return become(id, 'succeeded') end
+  if outcome == 'crashed' then
+    set(id, 'failures', tonumber(get(id, 'failures')) + 1)
+    if tonumber(get(id, 'failures')) >= tonumber(get(id, 'max_attempts')) then outcome = 'failed' end
+  end
+  if outcome == 'failed' then
+    set(id, 'error', cjson.encode({{code = code, message = message}}))
+    return become(id, 'failed', data)
+  end
+  return become(id, status == 'pausing' and 'paused' or 'queued', data)
+end
+"""
+
+_SUBMIT = """
+local id, limit = ARGV[1], tonumber(ARGV[2])
+local fields = cjson.decode(ARGV[3])
+if redis.call('ZCARD', 'flowpp:queued:' .. fields.queue) >= limit then return 'full' end
+for resource in string.gmatch(fields.uses, '%S+') do
+  if redis.call('EXISTS', 'flowpp:' .. kind_of(resource) .. ':' .. resource) == 0 then return resource end
+end
+for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
+local sequence = redis.call('INCR', 'flowpp:sequence')
+for name, value in pairs(fields) do set(id, name, value) end
+set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
+redis.call('ZADD', 'flowpp:jobs', sequence, id)
+redis.call('ZADD', 'flowpp:jobs:type:' .. fields.type, sequence, id)
+become(id, 'queued')
+return ''
+"""
+
+_CLAIM = """
+local queue, worker, lease, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local waiting = redis.call('ZRANGE', 'flowpp:queued:' .. queue, 0, 255)
+local taken, group, filled = {}, nil, 0
+for _, id in ipairs(waiting) do
+  local size = tonumber(get(id, 'size'))
+  if #taken == 0 or (get(id, 'group') == group and filled + size <= capacity) then
+    group, filled = get(id, 'group'), filled + size
+    set(id, 'attempt', tonumber(get(id, 'attempt')) + 1)
+    redis.call('HSETNX', key(id), 'started_at', seconds(now()))
+    become(id, 'running', {worker = worker})
+    redis.call('ZADD', 'flowpp:leases', seconds(now() + lease), id)
+    table.insert(taken, id)
+    if group == '' or filled >= capacity then break end
+  end
+end
+return taken
+"""
+
+_RENEW = """
+local id, attempt, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local status = current(id, attempt)
+if status and lease > 0 then redis.call('ZADD', 'flowpp:leases', 'XX', seconds(now() + lease), id) end
+return status
+"""
+
+_SET_FIELD = """
+local id, attempt, field, value = unpack(ARGV)
+local status = current(id, attempt)
+if status then set(id, field, value) end
+return status
+"""
+
+_APPEND = """
+local id, attempt, kind, data = unpack(ARGV)
+if not current(id, attempt) then return nil end
+return emit(id, kind, data)
+"""
+
+_END = """
+local id, attempt, outcome, code, message, result, artifacts = unpack(ARGV)
+if not current(id, attempt) then return nil end
+if result ~= '' then set(id, 'result', result) end
+if artifacts ~= '' then set(id, 'artifacts', artifacts) end
+return settle(id, outcome, code, message)
+"""
+
+_REAP = """
+local ended = redis.call('ZRANGEBYSCORE', 'flowpp:leases', '-inf', seconds(now()), 'LIMIT', 0, 100)
+for _, id in ipairs(ended) do
+  settle(id, 'crashed', 'worker_lost', 'the worker that held the job was lost: its lease ran out')
+end
+return ended
+"""
+
+_CANCEL = """
+local id = ARGV[1]
+local status = get(id, 'status')
+if status == '' then return 'missing' end
+if TERMINAL[status] then return 'refused ' .. status end
+if status == 'queued' or status == 'paused' then return become(id, 'cancelled') end
+if status == 'cancelling' then return status end
+return wish(id, 'cancelling')
+"""
+
+_PAUSE = """
+local id = ARGV[1]
+local status = get(id, 'status')
+if status == '' then return 'missing' end
+if status == 'pausing' or status == 'paused' then return status end
+if get(id, 'type') ~= 'training' or (status ~= 'queued' and status ~= 'running') then return 'refused ' .. status end
+if status == 'queued' then return become(id, 'paused') end
+return wish(id, 'pausing')
+"""
+
+_RESUME = """
+local id = ARGV[1]
+local status = get(id, 'status')
+if status == '' then return 'missing' end
+if status ~= 'paused' then return 'refused ' .. status end
+return become(id, 'queued')
+"""
+
+_DELETE = """
+local id = ARGV[1]
+local status = get(id, 'status')
+if status == '' then return 'missing' end
+if not TERMINAL[status] then return 'refused ' .. status end
+local checkpoints = redis.call('SMEMBERS', key(id) .. ':checkpoints')
+for _, checkpoint in ipairs(checkpoints) do
+  if redis.call('SCARD', 'flowpp:uses:' .. checkpoint) > 0 then return 'refused in_use' end
+end
+for _, checkpoint in ipairs(checkpoints) do
+  redis.call('DEL', 'flowpp:checkpoint:' .. checkpoint)
+  redis.call('ZREM', 'flowpp:checkpoints', checkpoint)
+end
+redis.call('ZREM', 'flowpp:jobs', id)
+redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
+redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
+return 'deleted'
+"""
+
+_REGISTER = """
+local kind, id, record, job, attempt = unpack(ARGV)
+if job ~= '' then
+  if not current(job, attempt) then return 0 end
+  redis.call('SADD', key(job) .. ':checkpoints', id)
+end
+redis.call('SET', 'flowpp:' .. kind .. ':' .. id, record)
+redis.call('ZADD', 'flowpp:' .. kind .. 's', redis.call('INCR', 'flowpp:sequence'), id)
+return 1
+"""
+
+_UNREGISTER = """
+local kind, id, job = unpack(ARGV)
+if redis.call('SCARD', 'flowpp:uses:' .. id) > 0 then return 'in_use' end
+if redis.call('DEL', 'flowpp:' .. kind .. ':' .. id) == 0 then return 'missing' end
+redis.call('ZREM', 'flowpp:' .. kind .. 's', id)
+if job ~= '' then redis.call('SREM', key(job) .. ':checkpoints', id) end
+return 'deleted'
+"""
+
+
+class Transitions:
+    """The scripts of one Redis server. Those for workers answer None where the attempt is stale."""
+
+    def __init__(self, redis: Redis) -> None:
+        def script(body: str) -> Any:
+            return redis.register_script(_PRELUDE + body)
+
+        self._submit = script(_SUBMIT)
+        self._claim = script(_CLAIM)
+        self._renew = script(_RENEW)
+        self._set_field = script(_SET_FIELD)
+        self._append = script(_APPEND)
+        self._end = script(_END)
+        self._reap = script(_REAP)
+        self._register = script(_REGISTER)
+        self._unregister = script(_UNREGISTER)
+        self._asked = {
+            "cancel": script(_CANCEL),
+            "pause": script(_PAUSE),
+            "resume": script(_RESUME),
+            "delete": script(_DELETE),
+        }
+
+    def submit(self, job_id: str, limit: int, fields: Mapping[str, str]) -> str:
+        """'' where the job is queued now, 'full', or the id of what it uses and does not exist."""
+        return self._submit(args=[job_id, limit, json.dumps(fields)])
+
+    def claim(self, queue: str, worker: str, lease_seconds: float, capacity: int) -> list[str]:
+        """The ids of the jobs that now run under a lease of `worker`."""
+        return self._claim(args=[queue, worker, lease_seconds, capacity])
+
+    def renew(self, job_id: str, attempt: int, lease_seconds: float) -> str | None:
+        """The job's status; 0 seconds leave the lease as it is."""
+        return self._renew(args=[job_id, attempt, lease_seconds])
+
+    def set_field(self, job_id: str, attempt: int, field: str, value: str) -> str | None:
+        """The job's status."""
+        return self._set_field(args=[job_id, attempt, field, value])
+
+    def append(self, job_id: str, attempt: int, kind: str, data: str) -> str | None:
+        """The id of the new event."""
+        return self._append(args=[job_id, attempt, kind, data])
+
+    def end(
+        self, job_id: str, attempt: int, outcome: str, code: str, message: str, result: str, artifacts: str
+    ) -> str | None:
+        """The job's new status."""
+        return self._end(args=[job_id, attempt, outcome, code, message, result, artifacts])
+
+    def reap(self) -> list[str]:
+        """The ids of the jobs whose attempt was ended."""
+        return self._reap()
+
+    def ask(self, transition: str, job_id: str) -> str:
+        """The job's new status, 'missing', or 'refused' with the status that forbids it."""
+        return self._asked[transition](args=[job_id])
+
+    def register(self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0) -> bool:
+        """Whether the record was written: one of a job only where the attempt is current."""
+        return bool(self._register(args=[kind, record_id, record, job_id, attempt]))
+
+    def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
+        """'deleted', 'missing' or 'in_use'."""
+        return self._unregister(args=[kind, record_id, job_id])
