@@ -182,6 +182,17 @@ def list_checkpoints(limit: Limit = 20, url: Url = LOCAL) -> None:
         )
 
 
+@checkpoints.command("upload")
+def upload_checkpoint(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The authors' .npz file.")],
+    preset: Annotated[str, typer.Option(help="The model it is of: cifar10, imagenet32 or imagenet64.")],
+    url: Url = LOCAL,
+) -> None:
+    """Import the weights that the authors published; prints the checkpoint's id."""
+    with Client(url) as client, uploading(progress_console, file.name) as progress:
+        typer.echo(client.checkpoints.upload(file, preset, progress).id)
+
+
 @checkpoints.command("download")
 def download_checkpoint(
     checkpoint: Annotated[str, typer.Argument()],

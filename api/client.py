@@ -135,14 +135,25 @@ class LikelihoodJobs:
         dataset: str | None = None,
         images: Sequence[Path | tuple[str, bytes]] = (),
         importance_samples: int = 1,
+        bits_map: bool = False,
+        latents: bool = False,
+        seed: int = 0,
     ) -> Job:
-        """Bits/dim of a dataset's validation images, or of image files (paths, or names with contents)."""
+        """Bits/dim of a dataset's validation images, or of image files (paths, or names with contents).
+
+        `bits_map` and `latents` ask for artifacts of these names.
+        """
+        body = {
+            "model": model,
+            "importance_samples": importance_samples,
+            "bits_map": bits_map,
+            "latents": latents,
+            "seed": seed,
+        }
         if dataset is not None:
-            body = {"model": model, "dataset": dataset, "importance_samples": importance_samples}
-            return self._transport.post(Job, "/v1/likelihood-jobs", json=body)
-        files = [("files", (image.name, image.read_bytes()) if isinstance(image, Path) else image) for image in images]
-        form = {"model": model, "importance_samples": str(importance_samples)}
-        return self._transport.post(Job, "/v1/likelihood-jobs", data=form, files=files)
+            return self._transport.post(Job, "/v1/likelihood-jobs", json={**body, "dataset": dataset})
+        form = {name: str(value) for name, value in body.items()}
+        return self._transport.post(Job, "/v1/likelihood-jobs", data=form, files=_image_files(images))
 
 
 class SamplingJobs:
@@ -152,6 +163,15 @@ class SamplingJobs:
     def create(self, *, model: str, num_samples: int = 16, temperature: float = 1, seed: int | None = None) -> Job:
         body = {"model": model, "num_samples": num_samples, "temperature": temperature, "seed": seed}
         return self._transport.post(Job, "/v1/sampling-jobs", json={k: v for k, v in body.items() if v is not None})
+
+    def interpolate(self, *, model: str, images: Sequence[Path | tuple[str, bytes]], num_samples: int = 9) -> Job:
+        """`num_samples` images on the way from the first of two image files to the second, both included."""
+        form = {"model": model, "num_samples": str(num_samples)}
+        return self._transport.post(Job, "/v1/sampling-jobs", data=form, files=_image_files(images))
+
+
+def _image_files(images: Sequence[Path | tuple[str, bytes]]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", (image.name, image.read_bytes()) if isinstance(image, Path) else image) for image in images]
 
 
 class Jobs:
@@ -231,6 +251,15 @@ class Checkpoints:
     def list(self) -> Iterator[Checkpoint]:
         """Newest first."""
         return self._transport.pages(Checkpoint, "/v1/checkpoints", {})
+
+    def upload(self, source: Path, preset: str, progress: Progress | None = None) -> Checkpoint:
+        """Imports the authors' .npz file of a preset's weights."""
+        with source.open("rb") as file:
+            body = Counted(file, progress) if progress is not None else file
+            files = {"file": (source.name, body)}
+            return self._transport.post(
+                Checkpoint, "/v1/checkpoints", data={"preset": preset}, files=files, timeout=600
+            )
 
     def download(self, checkpoint_id: str, target: Path, progress: Progress | None = None) -> Path:
         return self._transport.download(f"/v1/checkpoints/{checkpoint_id}/download", target, progress)

@@ -6,7 +6,8 @@ The torch half loads on first use, so that configurations are cheap to import.
 from importlib import import_module
 from typing import Any
 
-from flowpp.config import PRESETS, DequantizerConfig, ModelConfig, TrainingConfig
+from flowpp.config import DequantizerConfig, ModelConfig, TrainingConfig
+from flowpp.presets import PRESETS
 
 _LAZY = {"FlowPP": "flowpp.model", "Event": "flowpp.training", "train": "flowpp.training"}
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m flowpp train | likelihood | sample | encode | decode`.
+"""The command line: `python -m flowpp train | likelihood | gradient | sample | interpolate | import | encode | decode`.
 
 Exit codes: 0 done, or stopped with a checkpoint; 1 failed; 2 bad input, with a sentence on stderr. torch loads
 inside the commands, so that help and errors come at once.
@@ -17,11 +17,11 @@ import typer
 from pydantic import ValidationError
 
 from flowpp.checkpoint import BadCheckpoint
-from flowpp.config import PRESETS
 from flowpp.console import BadInput, errors, show_training, stopping_on_signals, track
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
+from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
 from flowpp.sources import Split, open_images, read_latents
 
@@ -107,20 +107,51 @@ def likelihood(
     split: SplitName = Split.ALL,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
+    bits_map: Annotated[
+        bool, typer.Option("--bits-map", help="Also where the bits are spent: bits_map.npz and bits_map.png.")
+    ] = False,
     device: DeviceName = Device.AUTO,
 ) -> None:
     """Scores images: log-likelihood in nats and bits/dim of each, mean and standard error of all."""
     _check_free(output)
-    names, pixels = open_images(images, split)
+    names, pixels, sha256 = open_images(images, split)
     model = _load(checkpoint, device)
-    from flowpp.likelihood import Likelihood
+    from flowpp.likelihood import Likelihood, bits_maps
     from flowpp.likelihood import likelihood as batches
+    from flowpp.sampling import write_bits_map
 
-    log_prob = track(batches(model, pixels, importance_samples, batch_size, seed), len(pixels), "image")
-    scored = Likelihood(log_prob, model.config.dimensions, importance_samples, seed)
+    estimates = track(batches(model, pixels, importance_samples, batch_size, seed), len(pixels), "image")
+    scored = Likelihood(estimates, model.config.dimensions, importance_samples, seed, model.checkpoint_sha256, sha256)
     with new_directory(output) as unfinished:
         scored.write(unfinished, names)
+        if bits_map:
+            maps = track(bits_maps(model, pixels, seed), len(pixels), "map")
+            write_bits_map(unfinished, pixels, maps, names)
     print(json.dumps(scored.summary()))
+
+
+@app.command()
+def gradient(
+    checkpoint: CheckpointPath,
+    images: ImagesPath,
+    output: Annotated[Path, typer.Option(help="New directory for gradient.npz and gradient.png.")] = Path("gradient"),
+    split: SplitName = Split.ALL,
+    seed: Seed = 0,
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """The gradient of log p with respect to the continuous images, in nats a channel value, float32 [N, H, W, C]."""
+    _check_free(output)
+    names, pixels, _ = open_images(images, split)
+    model = _load(checkpoint, device)
+    from flowpp.likelihood import gradients
+    from flowpp.plots import write_maps
+    from flowpp.sampling import write_arrays
+
+    found = track(gradients(model, pixels, seed), len(pixels), "image")
+    with new_directory(output) as unfinished:
+        write_arrays(unfinished / "gradient.npz", gradient=found, names=np.array(names))
+        magnitude = np.linalg.norm(found, axis=3)
+        write_maps(pixels, magnitude, names, "|gradient|, nats a channel value", unfinished / "gradient.png")
 
 
 @app.command()
@@ -147,6 +178,49 @@ def sample(
 
 
 @app.command()
+def interpolate(
+    checkpoint: CheckpointPath,
+    images: ImagesPath,
+    n: Annotated[int, typer.Option("--num-samples", "-n", min=2, max=10_000, help="With both ends.")] = 9,
+    output: Annotated[Path, typer.Option(help="New directory for grid.png, samples.npz and png/.")] = Path(
+        "interpolation"
+    ),
+    seed: Seed = 0,
+    device: DeviceName = Device.AUTO,
+) -> None:
+    """Images on the way from one to another, in latent space. Give two."""
+    _check_free(output)
+    _, pixels, _ = open_images(images, Split.ALL)
+    if len(pixels) != 2:
+        raise BadInput(f"--images gave {len(pixels)} images; interpolation is between two")
+    model = _load(checkpoint, device)
+    from flowpp.sampling import interpolation, write_samples
+
+    between = track(interpolation(model, pixels, n, seed), n, "image")
+    with new_directory(output) as unfinished:
+        write_samples(unfinished, between)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="The authors' .npz file.")],
+    preset: Annotated[str, typer.Option(help="The model it is of: cifar10, imagenet32 or imagenet64.")],
+    output: Annotated[
+        Path | None, typer.Option(help="New checkpoint directory; the preset's name if not given.")
+    ] = None,
+) -> None:
+    """Makes a checkpoint of the weights that the authors published."""
+    from flowpp.published import import_published
+
+    directory = output or Path(preset)
+    _check_free(directory)
+    if not file.is_file():
+        raise BadInput(f"{file}: there is no such file")
+    import_published(file, preset, directory)
+    errors.print(f"wrote the checkpoint {directory}")
+
+
+@app.command()
 def encode(
     checkpoint: CheckpointPath,
     images: ImagesPath,
@@ -157,7 +231,7 @@ def encode(
 ) -> None:
     """Writes the latents of images, float32 [N, C, H, W], which `decode` turns back into the same images."""
     _check_free(output)
-    names, pixels = open_images(images, split)
+    names, pixels, _ = open_images(images, split)
     model = _load(checkpoint, device)
     from flowpp.sampling import encode as batches
     from flowpp.sampling import write_arrays

@@ -5,13 +5,15 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from flowpp.config import Frozen, ModelConfig, TrainingConfig
+from flowpp.durable import new_directory, new_file, sync_file
 
 MANIFEST = "manifest.json"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
@@ -43,6 +45,7 @@ class Manifest(Frozen):
     metrics: dict[str, float] = Field({}, description="Of this very step; validation only where it was evaluated.")
     unlogged: dict[str, float] = Field({}, description="Sums over the steps since the last metrics, for a resume.")
     dataset_sha256: str | None = Field(None, description="Content hash of the image set.")
+    source_sha256: str | None = Field(None, description="Of the authors' file that the weights came from.")
     created_at: float = Field(description="Unix time in seconds.")
     files: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.safetensors$")], StoredFile]
 
@@ -50,6 +53,28 @@ class Manifest(Frozen):
 def checkpoint_name(step: int) -> str:
     """`step-00000100`: names sort by step up to 10**8 steps."""
     return f"step-{step:08d}"
+
+
+def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], None]], **manifest: Any) -> None:
+    """Writes the new `directory`, whole or not at all: the file of each name by its writer, then the manifest.
+
+    `manifest` are the fields of `Manifest` but `format`, `created_at` and `files`. Raises `FileExistsError` where
+    `directory` exists.
+    """
+    with new_directory(directory) as unfinished:
+        files = {}
+        for name, write in writers.items():
+            write(unfinished / name)
+            sync_file(unfinished / name)
+            files[name] = describe_file(unfinished / name)
+        complete = Manifest(created_at=time.time(), files=files, **manifest)
+        with new_file(unfinished / MANIFEST) as file:
+            file.write(complete.model_dump_json(indent=2).encode())
+
+
+def weights_file(manifest: Manifest) -> str:
+    """The file of the weights that score and sample: the moving average's, where there is one."""
+    return EMA if EMA in manifest.files else MODEL
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -3,10 +3,13 @@
 Axes: B batch, F filters, H height, W width; feature maps are [B, F, H, W] in channels-last memory.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, glu, layer_norm, scaled_dot_product_attention
 
+from flowpp.config import Attention
 from flowpp.initialization import DataDependent
 
 
@@ -15,16 +18,36 @@ def concat_elu(x: Tensor) -> Tensor:
     return elu(torch.cat([x, -x], dim=1))
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What the layers of a network have in common.
+
+    `attention` is softmax attention, the parameter-matched maximum (ablation) or none, with its layer norm;
+    `norm` is false where there is no layer norm at all.
+    """
+
+    filters: int
+    heads: int
+    dropout: float
+    attention: Attention
+    weight_norm: bool
+    norm: bool = True
+
+
 class Convolution(DataDependent):
     """kernel x kernel convolution, same padding.
 
     Weight ~ N(0, 0.05^2), bias 0; data-dependent initialization scales both so that each output channel has
-    mean 0 and standard deviation `init_scale` over the batch and positions (authors' conv2d, nin).
+    mean 0 and standard deviation `init_scale` over the batch and positions (authors' conv2d, nin). With weight
+    normalization (Salimans & Kingma, 2016) the filter of an output channel is gain * weight / |weight|.
     """
 
-    def __init__(self, channels: int, filters: int, kernel: int, init_scale: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, filters: int, kernel: int, init_scale: float = 1.0, *, weight_norm: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(0.05 * torch.randn(filters, channels, kernel, kernel))
+        self.gain = nn.Parameter(torch.ones(filters)) if weight_norm else None
         self.bias = nn.Parameter(torch.zeros(filters))
         self.init_scale = init_scale
 
@@ -32,7 +55,10 @@ class Convolution(DataDependent):
         self.bias.zero_()
         variance, mean = torch.var_mean(self._convolve(x), dim=(0, 2, 3), correction=0)
         scale = self.init_scale * torch.rsqrt(variance + 1e-10)
-        self.weight.mul_(scale[:, None, None, None])
+        if self.gain is None:
+            self.weight.mul_(scale[:, None, None, None])
+        else:
+            self.gain.mul_(scale)
         self.bias.copy_(-mean * scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +66,10 @@ class Convolution(DataDependent):
         return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+        weight = self.weight
+        if self.gain is not None:
+            weight = weight * (self.gain / weight.flatten(1).norm(dim=1))[:, None, None, None]
+        return conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
 class LayerNorm(nn.Module):
@@ -62,12 +91,17 @@ class GatedConvolution(nn.Module):
     gate(h) = first half of h's channels * sigmoid(second half).
     """
 
-    def __init__(self, filters: int, context_filters: int, dropout: float, gate_kernel: int = 1) -> None:
+    def __init__(self, layers: Layers, context_filters: int, gate_kernel: int) -> None:
         super().__init__()
-        self.proj_in = Convolution(2 * filters, filters, kernel=3)
-        self.proj_context = Convolution(2 * context_filters, filters, kernel=1) if context_filters else None
-        self.dropout = nn.Dropout(dropout)
-        self.proj_gate = Convolution(2 * filters, 2 * filters, kernel=gate_kernel, init_scale=0.1)
+        filters, weight_norm = layers.filters, layers.weight_norm
+        self.proj_in = Convolution(2 * filters, filters, kernel=3, weight_norm=weight_norm)
+        self.proj_context = (
+            Convolution(2 * context_filters, filters, kernel=1, weight_norm=weight_norm) if context_filters else None
+        )
+        self.dropout = nn.Dropout(layers.dropout)
+        self.proj_gate = Convolution(
+            2 * filters, 2 * filters, kernel=gate_kernel, init_scale=0.1, weight_norm=weight_norm
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         h = self.proj_in(concat_elu(x))
@@ -80,21 +114,22 @@ class GatedConvolution(nn.Module):
 class GatedAttention(nn.Module):
     """x + gate(conv1x1(dropout(attention(conv1x1(x + position))))), over all H W positions, without mask.
 
-    qkv channels are ordered (q, k, v), then heads, then features. Without attention (ablation) the 3F
-    channels are read as (F, 3), filter-major, and their maximum over the 3 takes its place.
+    qkv channels are ordered (q, k, v), then heads, then features. In the ablation the 3F channels are read as
+    (F, 3), filter-major, and their maximum over the 3 takes attention's place.
     """
 
-    def __init__(self, filters: int, heads: int, dropout: float, attention: bool) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
-        self.proj_in = Convolution(filters, 3 * filters, kernel=1)
-        self.dropout = nn.Dropout(dropout)
-        self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1)
-        self.heads = heads
-        self.attention = attention
+        filters, weight_norm = layers.filters, layers.weight_norm
+        self.proj_in = Convolution(filters, 3 * filters, kernel=1, weight_norm=weight_norm)
+        self.dropout = nn.Dropout(layers.dropout)
+        self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1, weight_norm=weight_norm)
+        self.heads = layers.heads
+        self.softmax = layers.attention == "softmax"
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         h = self.proj_in(x + position)
-        h = self._attend(h) if self.attention else h.unflatten(1, (-1, 3)).amax(2)
+        h = self._attend(h) if self.softmax else h.unflatten(1, (-1, 3)).amax(2)
         return x + glu(self.proj_gate(self.dropout(h)), dim=1)
 
     def _attend(self, h: Tensor) -> Tensor:
@@ -106,48 +141,53 @@ class GatedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Gated convolution, layer norm, gated attention, layer norm."""
+    """Gated convolution, layer norm, gated attention, layer norm; of them those that `layers` has."""
 
-    def __init__(self, filters: int, heads: int, dropout: float, attention: bool, context_filters: int) -> None:
+    def __init__(self, layers: Layers, *, context_filters: int = 0, gate_kernel: int = 1) -> None:
         super().__init__()
-        self.convolution = GatedConvolution(filters, context_filters, dropout)
-        self.norm1 = LayerNorm(filters)
-        self.attention = GatedAttention(filters, heads, dropout, attention)
-        self.norm2 = LayerNorm(filters)
+        self.convolution = GatedConvolution(layers, context_filters, gate_kernel)
+        self.norm1 = LayerNorm(layers.filters) if layers.norm else nn.Identity()
+        self.attention = GatedAttention(layers) if layers.attention != "none" else None
+        self.norm2 = LayerNorm(layers.filters) if layers.attention != "none" else nn.Identity()
 
-    def forward(self, x: Tensor, position: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None, context: Tensor | None = None) -> Tensor:
         x = self.norm1(self.convolution(x, context))
-        return self.norm2(self.attention(x, position))
+        if self.attention is not None:
+            assert position is not None
+            x = self.attention(x, position)
+        return self.norm2(x)
 
 
 class Conditioner(nn.Module):
     """[B, C, H, W] (and a context [B, context_filters, H, W]) -> [B, outputs, H, W].
 
     A 3x3 convolution, `blocks` blocks that share one learned position embedding (F, H, W) ~ N(0, 0.01^2), and
-    a 3x3 convolution that starts small.
+    a 3x3 convolution that starts small, with a concat_elu before it where `output_elu` says so.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
         outputs: int,
+        layers: Layers,
         *,
-        filters: int,
         blocks: int,
-        heads: int,
-        dropout: float,
-        attention: bool,
+        output_elu: bool,
         context_filters: int = 0,
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        self.position = nn.Parameter(0.01 * torch.randn(filters, height, width))
-        self.proj_in = Convolution(channels, filters, kernel=3)
-        self.blocks = nn.ModuleList(Block(filters, heads, dropout, attention, context_filters) for _ in range(blocks))
-        self.proj_out = Convolution(filters, outputs, kernel=3, init_scale=0.1)
+        filters, weight_norm = layers.filters, layers.weight_norm
+        # Without attention nothing reads it; the authors' models have it nevertheless, and their counts it.
+        self.position = nn.Parameter(0.01 * torch.randn(filters, height, width), layers.attention != "none")
+        self.proj_in = Convolution(channels, filters, kernel=3, weight_norm=weight_norm)
+        self.blocks = nn.ModuleList(Block(layers, context_filters=context_filters) for _ in range(blocks))
+        self.output_elu = output_elu
+        inputs = 2 * filters if output_elu else filters
+        self.proj_out = Convolution(inputs, outputs, kernel=3, init_scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x, self.position, context)
-        return self.proj_out(x)
+        return self.proj_out(concat_elu(x) if self.output_elu else x)

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 Stage = Annotated[str, StringConstraints(pattern=r"^(squeeze|(columns|channels) x[1-9][0-9]?)$")]
 """One stage of a flow: `squeeze`, or n couplings on a split, as `columns x4` or `channels x2`."""
 
+Attention = Literal["softmax", "maximum", "none"]
+"""Of a conditioner's blocks: gated softmax attention, the parameter-matched maximum (ablation), or none."""
+
 Shape = tuple[int, int, int]
 """Channels, height, width."""
 
@@ -54,8 +57,14 @@ class DequantizerConfig(Frozen):
         ("columns x4",), max_length=16, description="Stages of the noise flow, from the normal noise on."
     )
     blocks: int = Field(2, ge=0, le=64, description="Blocks in the conditioner of each coupling.")
+    attention: Attention = Field("softmax", description="In the conditioners of its couplings: as the model's.")
+    context: Literal["convolution", "normalized", "attention"] = Field(
+        "convolution",
+        description="A block of the context network: a gated convolution; with a layer norm; with a layer norm, gated "
+        "attention and a layer norm.",
+    )
     context_filters: int = Field(32, ge=1, le=512, description="Channels of the context network.")
-    context_blocks: int = Field(3, ge=0, le=64, description="Gated convolutions of the context network.")
+    context_blocks: int = Field(3, ge=0, le=64, description="Blocks of the context network.")
 
 
 class ModelConfig(Frozen):
@@ -77,7 +86,12 @@ class ModelConfig(Frozen):
     coupling: Literal["mixture", "affine"] = Field(
         "mixture", description="Mixture-of-logistics CDF (Flow++ eq. 16) or affine coupling (ablation)."
     )
-    attention: bool = Field(True, description="Gated attention, or the parameter-matched maximum (ablation).")
+    attention: Attention = Field(
+        "softmax",
+        description="In the main flow's conditioners: gated attention, the parameter-matched maximum, or none.",
+    )
+    weight_norm: bool = Field(False, description="Weight normalization in every convolution, kept while training.")
+    output_elu: bool = Field(False, description="concat_elu before a conditioner's last convolution.")
     pointwise: bool = Field(True, description="Invertible 1x1 convolution before each coupling.")
     flow: tuple[Stage, ...] = Field(
         ("columns x4", "squeeze", "channels x2", "columns x3"),
@@ -96,6 +110,10 @@ class ModelConfig(Frozen):
             if self.width % 2:
                 raise ValueError(f"the variational dequantizer needs an even width; the images are {self.width} wide")
             flow_shape(self.dequantizer.flow, self.image_shape)
+            if self.dequantizer.context == "attention" and self.dequantizer.context_filters % self.heads:
+                raise ValueError(
+                    f"heads ({self.heads}) must divide dequantizer.context_filters ({self.dequantizer.context_filters})"
+                )
         return self
 
     @property
@@ -124,6 +142,13 @@ class ModelConfig(Frozen):
         return ModelConfig(**{**dict(self), "channels": channels, "height": height, "width": width})
 
 
+class Milestone(Frozen):
+    """A point that the learning rate passes through."""
+
+    step: int = Field(ge=0, le=100_000_000, description="Optimizer step.")
+    factor: float = Field(ge=0, le=1, description="The learning rate there, as a part of `learning_rate`.")
+
+
 class TrainingConfig(Frozen):
     """How a model is trained. The defaults are the paper's CIFAR-10 recipe."""
 
@@ -132,6 +157,12 @@ class TrainingConfig(Frozen):
     init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
     warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")
+    milestones: tuple[Milestone, ...] = Field(
+        (),
+        max_length=32,
+        description="The learning rate after the warm-up, in the order of steps: geometric from one to the next, "
+        "linear where one of them is zero, a jump where both have one step, constant after the last.",
+    )
     cooldown_steps: int = Field(
         0, ge=0, le=100_000_000, description="Last steps, over which the learning rate falls linearly to zero."
     )
@@ -151,73 +182,11 @@ class TrainingConfig(Frozen):
                 f"warmup_steps ({self.warmup_steps}) and cooldown_steps ({self.cooldown_steps}) together "
                 f"exceed steps ({self.steps})"
             )
+        steps = [self.warmup_steps, *(milestone.step for milestone in self.milestones)]
+        if steps != sorted(steps):
+            raise ValueError(f"milestones must be in the order of their steps, after the warm-up: {steps}")
         return self
 
-
-class Preset(Frozen):
-    """A named model with the recipe that trains it."""
-
-    description: str
-    model: ModelConfig
-    training: TrainingConfig
-
-
-PRESETS: dict[str, Preset] = {
-    "cifar10": Preset(
-        description="The paper's CIFAR-10 model, 31,443,440 parameters: a GPU and days.",
-        model=ModelConfig(),
-        training=TrainingConfig(),
-    ),
-    "small": Preset(
-        description="The demo's model: minutes on two CPU cores.",
-        model=ModelConfig(
-            filters=32,
-            blocks=1,
-            components=4,
-            heads=2,
-            dropout=0,
-            flow=("squeeze", "columns x2", "channels x2", "squeeze", "channels x2"),
-            dequantizer=DequantizerConfig(flow=("columns x1",), blocks=1, context_filters=16, context_blocks=1),
-        ),
-        training=TrainingConfig(
-            steps=600,
-            batch_size=32,
-            learning_rate=6e-3,
-            warmup_steps=50,
-            cooldown_steps=250,
-            ema_decay=0.98,
-            log_every=5,
-            evaluation_every=100,
-            evaluation_images=128,
-            checkpoint_every=200,
-        ),
-    ),
-    "tiny": Preset(
-        description="Trains in seconds on one CPU core: for tests and a first look.",
-        model=ModelConfig(
-            filters=8,
-            blocks=1,
-            components=2,
-            heads=2,
-            dropout=0,
-            flow=("columns x1", "squeeze", "channels x1"),
-            dequantizer=DequantizerConfig(flow=("columns x1",), blocks=1, context_filters=4, context_blocks=1),
-        ),
-        training=TrainingConfig(
-            steps=20,
-            batch_size=8,
-            init_batch_size=16,
-            learning_rate=3e-3,
-            warmup_steps=5,
-            ema_decay=0.9,
-            log_every=1,
-            evaluation_every=10,
-            evaluation_images=16,
-            checkpoint_every=10,
-        ),
-    ),
-}
-"""The paper's models and CPU sizes. `height`, `width` and `channels` come from the dataset."""
 
 SHAPE_FIELDS = frozenset({"height", "width", "channels"})
 
@@ -241,29 +210,3 @@ ModelOverrides = _overrides(
 
 TrainingOverrides = _overrides("TrainingOverrides", TrainingConfig)
 """What a user may change of a preset's recipe."""
-
-
-def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:
-    """The preset's model with `overrides`, for images of (channels, height, width).
-
-    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
-    """
-    channels, height, width = image_shape
-    shape = {"channels": channels, "height": height, "width": width}
-    declared = PRESETS[preset].model.model_dump()
-    dequantizer = {**declared["dequantizer"], **overrides.get("dequantizer", {})}
-    return ModelConfig(**{**declared, **overrides, "dequantizer": dequantizer, **shape})
-
-
-def resolve_training(preset: str, overrides: dict[str, Any]) -> TrainingConfig:
-    """The preset's recipe with `overrides`; a warm-up or cool-down that the user did not choose shrinks to fit.
-
-    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
-    """
-    recipe = PRESETS[preset].training
-    values = {**dict(recipe), **overrides}
-    steps = overrides.get("steps")
-    if isinstance(steps, int) and 0 < steps < recipe.steps:
-        for name in {"warmup_steps", "cooldown_steps"} - overrides.keys():
-            values[name] = getattr(recipe, name) * steps // recipe.steps
-    return TrainingConfig(**values)

@@ -10,7 +10,24 @@ from flowpp.logistic import mixture_logit, mixture_logit_inverse
 from flowpp.transforms import Transform, sum_dimensions
 
 
-class AffineCoupling(Transform):
+class Coupling(Transform):
+    """(x1, x2) -> (x1, y2); its log_det is a sum of terms, one an element of x2."""
+
+    def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(y [B, 2C, H, W], the terms of log_det [B, C, H, W])."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, terms = self.couple(x, context)
+        return y, sum_dimensions(terms)
+
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, terms = self.couple(x, context)
+        first, second = share.chunk(2, dim=1)
+        return y, torch.cat([first, second + terms], dim=1)
+
+
+class AffineCoupling(Coupling):
     """(x1, x2) -> (x1, x2 exp(tanh a) + b), where a and b are the conditioner's (ablation).
 
     The conditioner's 2C channels are channel-major: (C, 2). log_det = sum of tanh a.
@@ -20,10 +37,10 @@ class AffineCoupling(Transform):
         super().__init__()
         self.conditioner = conditioner
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
         log_scale, shift = self._condition(x1, context)
-        return torch.cat([x1, x2 * log_scale.exp() + shift], dim=1), sum_dimensions(log_scale)
+        return torch.cat([x1, x2 * log_scale.exp() + shift], dim=1), log_scale
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y1, y2 = y.chunk(2, dim=1)
@@ -35,7 +52,7 @@ class AffineCoupling(Transform):
         return a.tanh(), b
 
 
-class MixtureCoupling(Transform):
+class MixtureCoupling(Coupling):
     """(x1, x2) -> (x1, logit(F(x2)) exp(tanh a) + b), where x1 sets a, b and the mixture of logistics with
     CDF F (Flow++ eq. 16).
 
@@ -50,11 +67,11 @@ class MixtureCoupling(Transform):
         self.conditioner = conditioner
         self.components = components
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
         log_scale, shift, mixture = self._condition(x1, context)
         u, log_derivative = mixture_logit(x2, *mixture, dim=self.COMPONENT_DIM)
-        return torch.cat([x1, u * log_scale.exp() + shift], dim=1), sum_dimensions(log_derivative + log_scale)
+        return torch.cat([x1, u * log_scale.exp() + shift], dim=1), log_derivative + log_scale
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y1, y2 = y.chunk(2, dim=1)

@@ -31,6 +31,7 @@ __all__ = [
     "ImageSet",
     "Limits",
     "build_image_set",
+    "content_sha256",
     "decode_image",
     "encode_png",
     "expand_bits",
@@ -192,6 +193,14 @@ def read_images(files: Iterable[tuple[str, bytes]], limits: Limits = DEFAULT_LIM
     if not images:
         raise BadImages("no_images", "there are no images")
     return np.stack(images)
+
+
+def content_sha256(images: np.ndarray) -> str:
+    """The hash of images, uint8 [N, H, W, C]: that of an image set of them, all for training."""
+    digest = _digest(images.shape, 0)
+    for piece in _pieces(images, np.arange(len(images))):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flowpp.config import PRESETS, ModelOverrides, resolve_model, resolve_training
+from flowpp.config import ModelOverrides
 from flowpp.console import BadInput
 from flowpp.data import open_image_set
+from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.run_directory import CONFIG, RunConfig, RunDirectory, find_checkpoint
 
 

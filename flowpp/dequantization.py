@@ -1,4 +1,4 @@
-"""Dequantizers: noise u in [0, 1) for each channel value of a discrete image, and its log density.
+"""Dequantizers: noise u in [0, 1] for each channel value of a discrete image, and its log density.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -8,13 +8,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowpp.conditioner import Convolution, GatedConvolution
+from flowpp.conditioner import Block, Convolution, Layers
+from flowpp.config import Shape
 from flowpp.transforms import Columns, Transform, sum_dimensions
+
+
+def normal_terms(z: Tensor) -> Tensor:
+    """log N(z; 0, 1) in nats, elementwise."""
+    return -0.5 * (z.square() + math.log(2 * math.pi))
 
 
 def normal_log_prob(z: Tensor) -> Tensor:
     """log N(z; 0, I) in nats: [B, ...] -> [B]."""
-    return -0.5 * sum_dimensions(z.square() + math.log(2 * math.pi))
+    return sum_dimensions(normal_terms(z))
 
 
 class UniformDequantizer(nn.Module):
@@ -23,6 +29,10 @@ class UniformDequantizer(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(u [B, C, H, W], log q(u|x) [B] in nats) for uniform noise [B, C, H, W]."""
         return noise, noise.new_zeros(len(noise))
+
+    def attribute(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, the terms of log q(u|x)), both [B, C, H, W]."""
+        return noise, torch.zeros_like(noise)
 
     def draw_noise(self, shape: tuple[int, ...], **like: object) -> Tensor:
         """Uniform noise in [0, 1) of `shape`; `like` holds dtype, device and generator."""
@@ -46,29 +56,37 @@ class VariationalDequantizer(nn.Module):
         u, log_det = self.flow(noise, self.context(images))
         return u, normal_log_prob(noise) - log_det
 
+    def attribute(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, the terms of log q(u|x)), both [B, C, H, W]: each where its noise became a part of the image."""
+        u, share = self.flow.attribute(noise, -normal_terms(noise), self.context(images))
+        return u, -share
+
     def draw_noise(self, shape: tuple[int, ...], **like: object) -> Tensor:
         """Standard normal noise of `shape`; `like` holds dtype, device and generator."""
         return torch.randn(shape, **like)  # type: ignore[call-overload]
 
 
 class ContextNetwork(nn.Module):
-    """Discrete images [B, C, H, W] -> features [B, filters, H, W/2].
+    """Discrete images of `shape` [B, C, H, W] -> features [B, filters, H, W/2].
 
-    x/levels - 1/2, split by columns, a 3x3 convolution and gated convolutions whose gates are 3x3.
+    x/levels - 1/2, split by columns, a 3x3 convolution and blocks whose gates are 3x3 convolutions. Blocks with
+    attention share a position embedding of their own.
     """
 
-    def __init__(self, channels: int, levels: int, *, filters: int, blocks: int, dropout: float) -> None:
+    def __init__(self, shape: Shape, levels: int, layers: Layers, *, blocks: int) -> None:
         super().__init__()
+        channels, height, width = shape
         self.levels = levels
         self.columns = Columns()
-        self.proj_in = Convolution(2 * channels, filters, kernel=3)
-        self.blocks = nn.ModuleList(
-            GatedConvolution(filters, context_filters=0, dropout=dropout, gate_kernel=3) for _ in range(blocks)
-        )
+        with_attention = layers.attention != "none"
+        embedding = (layers.filters, height, width // 2)
+        self.position = nn.Parameter(0.01 * torch.randn(embedding)) if with_attention else None
+        self.proj_in = Convolution(2 * channels, layers.filters, kernel=3, weight_norm=layers.weight_norm)
+        self.blocks = nn.ModuleList(Block(layers, gate_kernel=3) for _ in range(blocks))
 
     def forward(self, images: Tensor) -> Tensor:
         x, _ = self.columns(images / self.levels - 0.5)
         x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, self.position)
         return x

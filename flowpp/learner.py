@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest
-from flowpp.config import ModelConfig, TrainingConfig
+from flowpp.config import Milestone, ModelConfig, TrainingConfig
 from flowpp.model import FlowPP
 from flowpp.seeds import Stream, seed_of
 from flowpp.weights import read_tensors, write_checkpoint
@@ -159,7 +159,21 @@ class Sums:
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Of optimizer step 1, 2, ...: linear from zero over the warm-up, and to zero after the last step's."""
+    """Of optimizer step 1, 2, ...: warm-up from zero, milestones, and at the end a linear cool-down to zero."""
     warm = min(1.0, step / max(1, training.warmup_steps))
     cool = min(1.0, (training.steps - step + 1) / (training.cooldown_steps + 1))
-    return training.learning_rate * warm * cool
+    return training.learning_rate * warm * _milestone_factor(training, step) * cool
+
+
+def _milestone_factor(training: TrainingConfig, step: int) -> float:
+    points = [Milestone(step=training.warmup_steps, factor=1), *training.milestones]
+    if step < points[0].step:
+        return 1
+    following = next((index for index, point in enumerate(points) if point.step > step), None)
+    if following is None:
+        return points[-1].factor
+    before, after = points[following - 1], points[following]
+    part = (step - before.step) / (after.step - before.step)
+    if before.factor and after.factor:
+        return math.exp((1 - part) * math.log(before.factor) + part * math.log(after.factor))
+    return (1 - part) * before.factor + part * after.factor

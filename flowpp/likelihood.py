@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +23,41 @@ BATCH_SIZE = 64
 """Rows of a forward pass, each an image under one draw of the dequantizer."""
 
 
+COLUMNS = ("log_prob", "effective_sample_size", "standard_error", "prior", "log_det", "dequantizer")
+"""Of the estimates, float64 [N, 6], a row an image.
+
+log_prob is the estimate of log P(image), in nats: with one importance sample the variational lower bound, with more
+the importance-weighted one. effective_sample_size is (sum w)^2 / sum w^2 of the importance weights w, from 1 to their
+number. standard_error is that of log_prob over other draws, in nats: sqrt((k / ESS - 1) / (k - 1)), by the delta
+method; NaN for k = 1, which cannot tell, and at most 1, where a single weight dominates. prior, log_det and
+dequantizer are means over the samples of log N(z; 0, I), the main flow's log|det| and -log q(u|x), in nats.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Estimated log P(image) in nats, float64 [N], of images of `dimensions` channel values each.
+    """The `estimates` [N, 6] of N images of `dimensions` channel values each, as `likelihood` gives them."""
 
-    With one importance sample it is the variational lower bound, with more the importance-weighted one.
-    """
-
-    log_prob: np.ndarray
+    estimates: np.ndarray
     dimensions: int
     importance_samples: int
     seed: int
+    checkpoint_sha256: str | None = None
+    dataset_sha256: str | None = None
+
+    def column(self, name: str) -> np.ndarray:
+        """One of `COLUMNS`, float64 [N]."""
+        return self.estimates[:, COLUMNS.index(name)]
+
+    @property
+    def log_prob(self) -> np.ndarray:
+        """In nats, float64 [N]."""
+        return self.column("log_prob")
 
     @property
     def bits_per_dim(self) -> np.ndarray:
         """-log2 P(image) / dimensions, float64 [N]."""
-        return self.log_prob / (-math.log(2) * self.dimensions)
+        return self._in_bits(self.log_prob)
 
     @property
     def mean(self) -> float:
@@ -50,17 +70,56 @@ class Likelihood:
         n = len(self.log_prob)
         return float(self.bits_per_dim.std(ddof=1) / math.sqrt(n)) if n > 1 else None
 
-    def summary(self) -> dict[str, float | int | None]:
+    @property
+    def sampling_standard_error(self) -> float | None:
+        """The part of it that other noise would change, in bits/dim; none for one importance sample."""
+        errors = self.column("standard_error")
+        if self.importance_samples == 1:
+            return None
+        return float(-self._in_bits(math.sqrt(np.square(errors).sum()) / len(errors)))
+
+    def split(self) -> dict[str, float]:
+        """The mean bits/dim in parts that sum to it.
+
+        prior, log_det and dequantizer make up the variational bound; importance is what the importance weights take
+        off it, and not above zero.
+        """
+        parts = {name: float(self._in_bits(self.column(name)).mean()) for name in ("prior", "log_det", "dequantizer")}
+        return parts | {"importance": min(0.0, self.mean - sum(parts.values()))}
+
+    def summary(self) -> dict[str, Any]:
         """What likelihood.json holds."""
         return {
             "bits_per_dim": self.mean,
             "standard_error": self.standard_error,
+            "sampling_standard_error": self.sampling_standard_error,
+            "split": self.split(),
             "log_likelihood": float(self.log_prob.mean()),
             "num_images": len(self.log_prob),
             "dimensions": self.dimensions,
             "importance_samples": self.importance_samples,
+            "effective_sample_size": float(self.column("effective_sample_size").mean()),
             "seed": self.seed,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "dataset_sha256": self.dataset_sha256,
         }
+
+    def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What likelihood.csv holds of each image; standard errors are of the estimate over other noise."""
+        per_nat = -self._in_bits(1.0)
+        for name, bits, (log_prob, effective, error, *_) in zip(
+            names, self.bits_per_dim.tolist(), self.estimates.tolist(), strict=True
+        ):
+            known = not math.isnan(error)
+            yield {
+                "name": name,
+                "log_likelihood": log_prob,
+                "bits_per_dim": bits,
+                "importance_samples": self.importance_samples,
+                "effective_sample_size": effective,
+                "log_likelihood_standard_error": error if known else None,
+                "bits_per_dim_standard_error": error * per_nat if known else None,
+            }
 
     def write(self, directory: Path, names: Sequence[str]) -> None:
         """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram)."""
@@ -68,21 +127,22 @@ class Likelihood:
 
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "likelihood.json", json.dumps(self.summary(), indent=2).encode() + b"\n")
-        replace_file(directory / "likelihood.csv", self._csv(names))
+        table = io.StringIO()
+        rows = list(self.rows(names))
+        writer = csv.DictWriter(table, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(directory / "likelihood.csv", table.getvalue().encode(errors="backslashreplace"))
         write_histogram(self, directory / "likelihood.png")
 
-    def _csv(self, names: Sequence[str]) -> bytes:
-        table = io.StringIO()
-        writer = csv.writer(table)
-        writer.writerow(["name", "log_likelihood", "bits_per_dim"])
-        writer.writerows(zip(names, self.log_prob.tolist(), self.bits_per_dim.tolist(), strict=True))
-        return table.getvalue().encode(errors="backslashreplace")
+    def _in_bits(self, nats: Any) -> Any:
+        return nats / (-math.log(2) * self.dimensions)
 
 
 def likelihood(
     model: FlowPP, images: np.ndarray, importance_samples: int = 1, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> Iterator[np.ndarray]:
-    """Batch for batch log P in nats, float64 [b], of 8-bit images, uint8 [N, H, W, C], in their order.
+    """Batch for batch estimates, float64 [b, 6], of 8-bit images, uint8 [N, H, W, C], in their order.
 
     The dequantizer's noise is a function of (seed, index of the image, importance sample) alone: another batch
     size gives the same numbers but for rounding. Raises `BadImages` for images that are not of the model's shape.
@@ -91,32 +151,74 @@ def likelihood(
     for start in range(0, len(images), step):
         batch = images[start : start + step]
         seeds = [seed_of(seed, start + i) for i in range(len(batch))]
-        yield log_likelihood(model, batch, seeds, importance_samples, batch_size)
+        yield estimate(model, batch, seeds, importance_samples, batch_size)
 
 
 @torch.no_grad()
-def log_likelihood(
+def estimate(
     model: FlowPP,
     images: np.ndarray,
     seeds: Sequence[int],
     importance_samples: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """log P in nats, float64 [b], of 8-bit images, uint8 [b, H, W, C], each under the noise of its own seed.
+    """Estimates, float64 [b, 6], of 8-bit images, uint8 [b, H, W, C], each under the noise of its own seed.
 
-    Importance samples pass in chunks, so that memory does not grow with their number.
+    Importance samples pass in chunks of `batch_size` rows under a running logsumexp in float64, so that memory does
+    not grow with their number.
     """
     device = next(model.parameters()).device
     symbols = to_symbols(images, model)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    total = torch.full((len(images),), -math.inf, dtype=torch.float64, device=device)
+    log_sum = torch.full((len(images),), -math.inf, dtype=torch.float64, device=device)
+    log_sum_of_squares = log_sum
+    parts = torch.zeros((3, len(images)), dtype=torch.float64, device=device)
     chunk = max(1, batch_size // len(images))
     for start in range(0, importance_samples, chunk):
         samples = min(chunk, importance_samples - start)
         noise = torch.cat([model.draw_noise(1, generator) for generator in generators for _ in range(samples)])
-        log_weight = model.log_weight(symbols.repeat_interleave(samples, 0), noise).double()
-        total = torch.logaddexp(total, log_weight.unflatten(0, (-1, samples)).logsumexp(1))
-    return (total - math.log(importance_samples)).cpu().numpy()
+        terms = torch.stack(model.weight_terms(symbols.repeat_interleave(samples, 0), noise)).double()
+        terms = terms.unflatten(1, (-1, samples))
+        log_weight = terms.sum(0)
+        log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(1))
+        log_sum_of_squares = torch.logaddexp(log_sum_of_squares, (2 * log_weight).logsumexp(1))
+        parts += terms.sum(2)
+    k = importance_samples
+    effective = torch.exp(2 * log_sum - log_sum_of_squares).clamp(1, k)
+    error = torch.sqrt((k / effective - 1) / (k - 1)) if k > 1 else torch.full_like(effective, math.nan)
+    return torch.stack([log_sum - math.log(k), effective, error, *(parts / k)], dim=1).cpu().numpy()
+
+
+@torch.no_grad()
+def bits_maps(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batch for batch where the bits are spent, float32 bits [b, H, W, C], of 8-bit images, uint8 [N, H, W, C].
+
+    As `FlowPP.bits_map`, under the noise of an image's first importance sample in `likelihood`: with one importance
+    sample its sum over D is the image's bits/dim.
+    """
+    for batch, noise in _with_noise(model, images, seed):
+        yield model.bits_map(batch, noise).permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def gradients(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batch for batch the gradient of log p(v), float32 nats [b, H, W, C] a channel value, of 8-bit images.
+
+    v is the image with the dequantizer's noise, as in `bits_maps`. The gradient points to where images are likelier.
+    """
+    for batch, noise in _with_noise(model, images, seed):
+        with torch.no_grad():
+            v = model.dequantize(batch, noise)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(model.log_density(v.requires_grad_()).sum(), v)
+        yield gradient.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def _with_noise(model: FlowPP, images: np.ndarray, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next(model.parameters()).device
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = to_symbols(images[start : start + BATCH_SIZE], model)
+        seeds = (seed_of(seed, start + i) for i in range(len(batch)))
+        yield batch, torch.cat([model.draw_noise(1, torch.Generator(device).manual_seed(each)) for each in seeds])
 
 
 def to_symbols(images: np.ndarray, model: FlowPP) -> Tensor:

@@ -7,16 +7,23 @@ Axes: B batch, C channels, H height, W width. Images are uint8 with values in 0.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from flowpp.conditioner import Conditioner
-from flowpp.config import PRESETS, ModelConfig, Shape, flow_shape, stage_couplings
+from flowpp.conditioner import Conditioner, Layers
+from flowpp.config import Attention, ModelConfig, Shape, flow_shape, stage_couplings
 from flowpp.coupling import AffineCoupling, MixtureCoupling
-from flowpp.dequantization import ContextNetwork, UniformDequantizer, VariationalDequantizer, normal_log_prob
+from flowpp.dequantization import (
+    ContextNetwork,
+    UniformDequantizer,
+    VariationalDequantizer,
+    normal_log_prob,
+    normal_terms,
+)
 from flowpp.initialization import initializing
+from flowpp.presets import PRESETS
 from flowpp.transforms import (
     Columns,
     Compose,
@@ -31,9 +38,11 @@ from flowpp.transforms import (
 )
 from flowpp.weights import load_model, save_model
 
+ENCODING_MARGIN = 1 / 16
+
 
 def architecture(
-    config: ModelConfig, flow: tuple[str, ...], *, blocks: int, context_filters: int = 0
+    config: ModelConfig, flow: tuple[str, ...], *, blocks: int, attention: Attention, context_filters: int = 0
 ) -> Iterator[Transform]:
     """The transforms of `flow`'s stages, for images of `config.image_shape`.
 
@@ -52,7 +61,7 @@ def architecture(
                 yield Normalization((2 * half[0], *half[1:]))
                 if config.pointwise:
                     yield Pointwise(half[0])
-                yield _coupling(config, half, blocks=blocks, context_filters=context_filters)
+                yield _coupling(config, half, blocks=blocks, attention=attention, context_filters=context_filters)
                 yield Flip()
             if by_columns:
                 yield Inverse(Columns())
@@ -64,33 +73,43 @@ def _half_shape(shape: Shape, by_columns: bool) -> Shape:
     return (channels, height, width // 2) if by_columns else (channels // 2, height, width)
 
 
-def _coupling(config: ModelConfig, half: Shape, *, blocks: int, context_filters: int) -> Transform:
+def _coupling(
+    config: ModelConfig, half: Shape, *, blocks: int, attention: Attention, context_filters: int
+) -> Transform:
     affine = config.coupling == "affine"
     conditioner = Conditioner(
         half,
-        outputs=half[0] * (2 if affine else 2 + 3 * config.components),
-        filters=config.filters,
+        half[0] * (2 if affine else 2 + 3 * config.components),
+        _layers(config, config.filters, attention),
         blocks=blocks,
-        heads=config.heads,
-        dropout=config.dropout,
-        attention=config.attention,
+        output_elu=config.output_elu,
         context_filters=context_filters,
     )
     return AffineCoupling(conditioner) if affine else MixtureCoupling(conditioner, config.components)
+
+
+def _layers(config: ModelConfig, filters: int, attention: Attention, norm: bool = True) -> Layers:
+    return Layers(filters, config.heads, config.dropout, attention, config.weight_norm, norm)
 
 
 def _dequantizer(config: ModelConfig) -> UniformDequantizer | VariationalDequantizer:
     declared = config.dequantizer
     if declared.kind == "uniform":
         return UniformDequantizer()
+    attention: Attention = "softmax" if declared.context == "attention" else "none"
     context = ContextNetwork(
-        config.channels,
+        config.image_shape,
         config.levels,
-        filters=declared.context_filters,
+        _layers(config, declared.context_filters, attention, norm=declared.context != "convolution"),
         blocks=declared.context_blocks,
-        dropout=config.dropout,
     )
-    noise_flow = architecture(config, declared.flow, blocks=declared.blocks, context_filters=declared.context_filters)
+    noise_flow = architecture(
+        config,
+        declared.flow,
+        blocks=declared.blocks,
+        attention=declared.attention,
+        context_filters=declared.context_filters,
+    )
     return VariationalDequantizer(context, Compose(*noise_flow, *_undo_squeezes(declared.flow), Sigmoid()))
 
 
@@ -107,13 +126,15 @@ class FlowPP(nn.Module):
     trained it wants `initialize` with a batch of images.
     """
 
+    checkpoint_sha256: str | None = None
+    """Of the file that the weights were loaded from."""
+
     def __init__(self, config: ModelConfig | str) -> None:
         super().__init__()
         self.config = PRESETS[config].model if isinstance(config, str) else config
         self.dequantizer = _dequantizer(self.config)
-        self.flow = Compose(
-            ImageLogit(self.config.levels), *architecture(self.config, self.config.flow, blocks=self.config.blocks)
-        )
+        flow = architecture(self.config, self.config.flow, blocks=self.config.blocks, attention=self.config.attention)
+        self.flow = Compose(ImageLogit(self.config.levels), *flow)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
@@ -121,16 +142,29 @@ class FlowPP(nn.Module):
         with initializing(self):
             self.log_weight(images, self.draw_noise(len(images), generator))
 
-    def log_prob(self, images: Tensor, importance_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def log_prob(
+        self,
+        images: Tensor,
+        importance_samples: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Lower bound on log P(image) in nats: uint8 [B, C, H, W] -> float64 [B].
 
         One sample gives the variational bound, k samples the importance-weighted one, log (1/k) sum of
-        exp(log_weight) (Burda et al., 2016). Raises `ValueError` for images that are not the model's.
+        exp(log_weight) (Burda et al., 2016). `noise` [B, C, H, W], or [k, B, C, H, W] for k samples, takes the place
+        of `draw_noise`'s. Computed in the dtype of the parameters. Raises `ValueError` for images or noise that are
+        not the model's.
         """
-        total = self.log_weight(images, self.draw_noise(len(images), generator)).double()
-        for _ in range(importance_samples - 1):
-            log_weight = self.log_weight(images, self.draw_noise(len(images), generator))
-            total = torch.logaddexp(total, log_weight.double())
+        if noise is None:
+            draws = (self.draw_noise(len(images), generator) for _ in range(importance_samples))
+        else:
+            draws = iter(noise if noise.dim() == images.dim() + 1 else noise[None])
+            importance_samples = noise.shape[0] if noise.dim() == images.dim() + 1 else 1
+        total = self.log_weight(images, next(draws)).double()
+        for draw in draws:
+            total = torch.logaddexp(total, self.log_weight(images, draw).double())
         return total - math.log(importance_samples)
 
     def bits_per_dim(
@@ -146,32 +180,77 @@ class FlowPP(nn.Module):
         return self.dequantizer.draw_noise(shape, dtype=parameter.dtype, device=parameter.device, generator=generator)
 
     def log_weight(self, images: Tensor, noise: Tensor) -> Tensor:
-        """log p(x + u) - log q(u|x) in nats, [B], where noise [B, C, H, W] gives u."""
-        x = self._symbols(images, noise)
+        """log p(x + u) - log q(u|x) in nats, [B], where noise [B, C, H, W] gives u: the sum of `weight_terms`."""
+        prior, log_det, dequantizer = self.weight_terms(images, noise)
+        return prior + log_det + dequantizer
+
+    def weight_terms(self, images: Tensor, noise: Tensor) -> "WeightTerms":
+        """The parts of `log_weight` for noise [B, C, H, W]. Raises `ValueError` as `log_prob` does."""
+        x, noise = self._symbols(images, noise)
         u, log_q = self.dequantizer(x, noise)
         z, log_det = self.flow(x + u)
-        return normal_log_prob(z) + log_det - log_q
+        return WeightTerms(normal_log_prob(z), log_det, -log_q)
+
+    def dequantize(self, images: Tensor, noise: Tensor) -> Tensor:
+        """v = x + u, float [B, C, H, W], of uint8 images [B, C, H, W] under noise as `draw_noise` gives it."""
+        x, noise = self._symbols(images, noise)
+        return x + self.dequantizer(x, noise)[0]
+
+    def log_density(self, v: Tensor) -> Tensor:
+        """log p(v) in nats of continuous images, float [B, C, H, W] within [0, 2**bits] -> [B].
+
+        The flow's own density, without dequantizer, differentiable in v: its gradient is the score of the image.
+        """
+        self._check(v)
+        z, log_det = self.flow(v)
+        return normal_log_prob(z) + log_det
 
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents [B, *config.latent_shape] of uint8 images [B, C, H, W], under one draw of the dequantizer."""
-        noise = self.draw_noise(len(images), generator)
-        x = self._symbols(images, noise)
+    def bits_map(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Where the bits of images are spent: uint8 [B, C, H, W] -> float64 bits [B, C, H, W] a channel value.
+
+        Each element's part of prior, log-determinant and dequantizer, brought back to its place in the image. The
+        sum over an image is -log2 of its weight under this noise, that over D its bits/dim. An element can have
+        less than zero: it is the gain of those that are predicted from it.
+        """
+        x, noise = self._symbols(images, noise)
+        u, log_q = self.dequantizer.attribute(x, noise)
+        v = x + u
+        z, share = self.flow.attribute(v, torch.zeros_like(v))
+        share = share + normal_terms(z)
+        for stage in reversed(self.config.flow):
+            if stage == "squeeze":
+                share = Squeeze().restore(share)
+        return (log_q.double() - share.double()) / math.log(2)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None
+    ) -> Tensor:
+        """Latents [B, *config.latent_shape] of uint8 images [B, C, H, W], under one draw of the dequantizer.
+
+        The dequantizer's u is kept in [1/16, 15/16], so that rounding cannot carry it into the next value and
+        `decode` gives back the same image.
+        """
+        x, noise = self._symbols(images, self.draw_noise(len(images), generator) if noise is None else noise)
         u, _ = self.dequantizer(x, noise)
-        z, _ = self.flow(x + u)
+        z, _ = self.flow(x + u.clamp(ENCODING_MARGIN, 1 - ENCODING_MARGIN))
         return z
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """uint8 images [B, C, H, W] of latents [B, *config.latent_shape], clipped to the data cube."""
+    def decode(self, latents: Tensor, *, continuous: bool = False) -> Tensor:
+        """Images of latents [B, *config.latent_shape]: uint8 [B, C, H, W], clipped to the data cube.
+
+        With `continuous` they are v = f^-1(z) itself, float [B, C, H, W], which has gradients: in the latents and
+        in the parameters.
+        """
         if latents.shape[1:] != self.config.latent_shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}; the model's are {self.config.latent_shape}")
-        v, _ = self.flow.inverse(latents)
-        return v.floor().clamp(0, self.config.levels - 1).to(torch.uint8)
+        with torch.set_grad_enabled(continuous and torch.is_grad_enabled()):
+            v, _ = self.flow.inverse(latents)
+        return v if continuous else v.floor().clamp(0, self.config.levels - 1).to(torch.uint8)
 
-    @torch.no_grad()
-    def sample(self, n: int, temperature: float = 1.0, seed: int | None = None) -> Tensor:
-        """n images, uint8 [n, C, H, W], from latents ~ N(0, temperature^2 I)."""
+    def sample(self, n: int, temperature: float = 1.0, seed: int | None = None, *, continuous: bool = False) -> Tensor:
+        """n images as `decode` gives them, uint8 [n, C, H, W], from latents ~ N(0, temperature^2 I)."""
         parameter = next(self.flow.parameters())
         generator = torch.Generator(parameter.device)
         if seed is None:
@@ -180,7 +259,7 @@ class FlowPP(nn.Module):
             generator.manual_seed(seed)
         shape = (n, *self.config.latent_shape)
         z = torch.randn(shape, dtype=parameter.dtype, device=parameter.device, generator=generator)
-        return self.decode(temperature * z)
+        return self.decode(temperature * z, continuous=continuous)
 
     def save(self, directory: str | Path) -> None:
         """Writes the weights and the configuration as a checkpoint directory, whole or not at all."""
@@ -191,15 +270,35 @@ class FlowPP(nn.Module):
         """The model of a checkpoint directory, in evaluation mode, with its EMA weights where it has them."""
         return load_model(cls, Path(directory), device)
 
-    def _symbols(self, images: Tensor, noise: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.shape[1:] != self.config.image_shape:
-            raise ValueError(
-                f"images of {images.dtype} {tuple(images.shape)}; "
-                f"the model takes torch.uint8 (B, {', '.join(map(str, self.config.image_shape))})"
-            )
+    def _symbols(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and noise in the dtype of the parameters."""
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images of {images.dtype}; the model takes torch.uint8")
+        self._check(images)
+        if noise.shape != images.shape:
+            raise ValueError(f"noise of shape {tuple(noise.shape)} for images of shape {tuple(images.shape)}")
         if self.config.bits < 8 and images.numel() and int(images.max()) >= self.config.levels:
             raise ValueError(
                 f"a channel value of {int(images.max())}; "
                 f"a {self.config.bits}-bit model's are below {self.config.levels}"
             )
-        return images.to(noise)
+        noise = noise.to(next(self.flow.parameters()))
+        return images.to(noise), noise
+
+    def _check(self, images: Tensor) -> None:
+        if images.shape[1:] != self.config.image_shape:
+            raise ValueError(
+                f"images of {images.dtype} {tuple(images.shape)}; "
+                f"the model takes (B, {', '.join(map(str, self.config.image_shape))})"
+            )
+
+
+class WeightTerms(NamedTuple):
+    """log p(x + u) - log q(u|x) in parts, each [B] in nats."""
+
+    prior: Tensor
+    """log N(z; 0, I)."""
+    log_det: Tensor
+    """log|det dz/dv| of the main flow."""
+    dequantizer: Tensor
+    """-log q(u|x)."""

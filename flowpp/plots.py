@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -48,6 +51,26 @@ def write_histogram(likelihood: "Likelihood", path: Path) -> None:
     error = "" if likelihood.standard_error is None else f" ± {likelihood.standard_error:.3f}"
     axes.axvline(likelihood.mean, color="C1", label=f"mean {likelihood.mean:.3f}{error}")
     axes.legend()
+    _write(figure, path)
+
+
+def write_maps(images: np.ndarray, maps: np.ndarray, names: Sequence[str], label: str, path: Path) -> None:
+    """Images, uint8 [N, H, W, C], each above its map, float [N, H, W]; the first 16."""
+    n = min(len(images), 16)
+    columns = min(n, 8)
+    rows = 2 * -(-n // columns)
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.45 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    low, high = float(maps[:n].min()), float(maps[:n].max())
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index in range(n):
+        row, column = 2 * (index // columns), index % columns
+        grid[row, column].imshow(images[index].squeeze(), cmap="gray")
+        grid[row, column].set_title(names[index][-16:], fontsize=6)
+        grid[row + 1, column].imshow(maps[index], vmin=low, vmax=high, cmap="viridis")
+    scale = ScalarMappable(Normalize(low, high), cmap="viridis")
+    figure.colorbar(scale, ax=grid, shrink=0.6, label=label)
     _write(figure, path)
 
 

@@ -29,18 +29,60 @@ def sample(
 
 def sample_of_seeds(model: FlowPP, seeds: Sequence[int], temperature: float = 1.0) -> np.ndarray:
     """A sample for each seed, uint8 [b, H, W, C], in one pass."""
+    return images_of_latents(model, temperature * torch.cat([latent_of_seed(model, seed) for seed in seeds]))
+
+
+def latent_of_seed(model: FlowPP, seed: int) -> torch.Tensor:
+    """A latent of the prior, [1, *latent_shape]."""
     parameter = next(model.parameters())
+    generator = torch.Generator(parameter.device).manual_seed(seed)
     shape = (1, *model.config.latent_shape)
-    latents = [
-        torch.randn(
-            shape,
-            generator=torch.Generator(parameter.device).manual_seed(seed),
-            dtype=parameter.dtype,
-            device=parameter.device,
-        )
-        for seed in seeds
-    ]
-    return _to_images(model.decode(temperature * torch.cat(latents)), model)
+    return torch.randn(shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
+
+
+def images_of_latents(model: FlowPP, latents: torch.Tensor) -> np.ndarray:
+    """8-bit images, uint8 [b, H, W, C], of latents [b, *latent_shape], in one pass."""
+    return _to_images(model.decode(latents), model)
+
+
+def interpolate(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:
+    """The latent a part from 0 to 1 of the way from `first` to `second`, of their shape.
+
+    Along the great circle between them, their lengths interpolated linearly: typical latents of a normal prior all
+    have nearly one length, of which a straight line would fall short. At 0 and 1 it is the end itself.
+    """
+    if part in (0, 1):
+        return second if part else first
+    lengths = first.norm(), second.norm()
+    one, two = first / lengths[0], second / lengths[1]
+    angle = torch.arccos((one * two).sum().clamp(-1, 1))
+    if angle < 1e-3:  # the sines vanish, and the chord is the arc
+        direction = (1 - part) * one + part * two
+    else:
+        direction = (torch.sin((1 - part) * angle) * one + torch.sin(part * angle) * two) / torch.sin(angle)
+    return ((1 - part) * lengths[0] + part * lengths[1]) * direction
+
+
+def interpolation(model: FlowPP, ends: np.ndarray, n: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Batch for batch n >= 2 images, uint8 [b, H, W, C], on the way between two, uint8 [2, H, W, C].
+
+    The first and the last are the two images, as `encode` and `interpolate` lead from one to the other.
+    """
+    first, second = latents_of_ends(model, ends, seed)
+    for start in range(0, n, BATCH_SIZE):
+        parts = [index / (n - 1) for index in range(start, min(start + BATCH_SIZE, n))]
+        yield images_of_latents(model, torch.cat([interpolate(first, second, part) for part in parts]))
+
+
+def latents_of_ends(model: FlowPP, ends: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents [1, *latent_shape] of two images, uint8 [2, H, W, C], both under the same noise.
+
+    Noise of their own would be a difference that is none of the images'.
+    """
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed_of(seed, 0))
+    noise = model.draw_noise(1, generator).expand(2, -1, -1, -1)
+    first, second = model.encode(to_symbols(ends, model), noise=noise).split(1)
+    return first, second
 
 
 def encode(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
@@ -60,7 +102,7 @@ def decode(model: FlowPP, latents: np.ndarray) -> Iterator[np.ndarray]:
     parameter = next(model.parameters())
     for start in range(0, len(latents), BATCH_SIZE):
         batch = torch.from_numpy(np.ascontiguousarray(latents[start : start + BATCH_SIZE])).to(parameter)
-        yield _to_images(model.decode(batch), model)
+        yield images_of_latents(model, batch)
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
@@ -84,6 +126,14 @@ def write_samples(directory: Path, images: np.ndarray) -> None:
         (directory / "png" / f"{index:04d}.png").write_bytes(encode_png(image))
     replace_file(directory / "grid.png", encode_png(image_grid(images[:GRID_IMAGES])))
     write_arrays(directory / "samples.npz", images=images)
+
+
+def write_bits_map(directory: Path, images: np.ndarray, bits: np.ndarray, names: Sequence[str]) -> None:
+    """Writes bits_map.npz (`bits`, float32 [N, H, W, C], and `names`) and bits_map.png (bits a pixel, the first 16)."""
+    from flowpp.plots import write_maps
+
+    write_arrays(directory / "bits_map.npz", bits=bits, names=np.array(names))
+    write_maps(images, bits.sum(3), names, "bits a pixel", directory / "bits_map.png")
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

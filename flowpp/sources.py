@@ -4,12 +4,13 @@ import zipfile
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from flowpp.archives import members
 from flowpp.config import ModelConfig
-from flowpp.data import IMAGES, MANIFEST, BadImages, Limits, open_image_set, read_member
+from flowpp.data import IMAGES, MANIFEST, BadImages, Limits, content_sha256, open_image_set, read_member
 from flowpp.spool import check_form, too_many_images
 
 LIMITS = Limits(max_images=1_000_000, max_uncompressed_bytes=4 * 2**30)
@@ -27,8 +28,16 @@ class Split(StrEnum):
     VALIDATION = "validation"
 
 
-def open_images(sources: Sequence[Path], split: Split) -> tuple[list[str], np.ndarray]:
-    """Names and images, uint8 [N, H, W, C], of one folder, archive, array or image set, or of image files.
+class Images(NamedTuple):
+    """Images, uint8 [N, H, W, C], what each is called, and the content hash: of the image set, where it is one."""
+
+    names: list[str]
+    pixels: np.ndarray
+    sha256: str
+
+
+def open_images(sources: Sequence[Path], split: Split) -> Images:
+    """The images of one folder, archive, array or image set, or of image files.
 
     With a split, and in an image set, whose files are gone, a name is such as `validation[3]`. Raises `BadImages`.
     """
@@ -41,10 +50,12 @@ def open_images(sources: Sequence[Path], split: Split) -> tuple[list[str], np.nd
         }[split]
         if not len(images):
             raise BadImages("no_images", f"has no {split} images", str(sources[0]))
-        return [f"{split}[{index}]" for index in range(len(images))], np.asarray(images)
+        names = [f"{split}[{index}]" for index in range(len(images))]
+        return Images(names, np.asarray(images), image_set.sha256)
     if split is not Split.ALL:
         raise BadImages("no_images", "several image files have no split")
-    return _read(sources[0] if len(sources) == 1 else sources)
+    names, pixels = _read(sources[0] if len(sources) == 1 else sources)
+    return Images(names, pixels, content_sha256(pixels))
 
 
 def read_latents(path: Path, config: ModelConfig) -> np.ndarray:

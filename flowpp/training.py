@@ -185,8 +185,8 @@ def _spread(images: np.ndarray, most: int) -> np.ndarray:
 
 def _evaluate(model: FlowPP, images: np.ndarray, seed: int, step: int) -> dict[str, float]:
     """Validation metrics under noise that is the same each time."""
-    log_prob = np.concatenate(list(likelihood(model, images, seed=seed_of(seed, Stream.VALIDATION))))
-    scored = Likelihood(log_prob, model.config.dimensions, importance_samples=1, seed=seed)
+    estimates = np.concatenate(list(likelihood(model, images, seed=seed_of(seed, Stream.VALIDATION))))
+    scored = Likelihood(estimates, model.config.dimensions, importance_samples=1, seed=seed)
     metrics = {"validation_bits_per_dim": scored.mean}
     if scored.standard_error is not None:
         metrics["validation_standard_error"] = scored.standard_error

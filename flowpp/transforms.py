@@ -27,6 +27,30 @@ class Transform(nn.Module):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(y, share) where `share`, of x's shape, is what each element has contributed to the log_det so far.
+
+        The shares move with their elements and grow by this transform's log_det, whose sum over the elements is
+        `forward`'s: they say where in the image the log-determinant arises.
+        """
+        raise NotImplementedError
+
+
+class Elementwise(Transform):
+    """A transform whose log_det is a sum of terms, one an element; `forward` follows from `terms`."""
+
+    def terms(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(y, the terms of log_det), both of x's shape."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, terms = self.terms(x, context)
+        return y, sum_dimensions(terms)
+
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, terms = self.terms(x, context)
+        return y, share + terms
+
 
 def sum_dimensions(x: Tensor) -> Tensor:
     """[B, ...] -> [B]."""
@@ -54,6 +78,11 @@ class Compose(Transform):
             total = total + log_det
         return y, total
 
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        for transform in self.transforms:
+            x, share = cast(Transform, transform).attribute(x, share, context)
+        return x, share
+
 
 class Inverse(Transform):
     """f^-1."""
@@ -68,8 +97,13 @@ class Inverse(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform(y, context)
 
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.transform, Permutation):
+            raise NotImplementedError(f"the shares of an inverse {type(self.transform).__name__}")
+        return self.transform.restore(x), self.transform.restore(share)
 
-class _Permutation(Transform):
+
+class Permutation(Transform):
     """A reordering of elements: log_det is zero."""
 
     def permute(self, x: Tensor) -> Tensor:
@@ -84,8 +118,11 @@ class _Permutation(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.restore(y), y.new_zeros(len(y))
 
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.permute(x), self.permute(share)
 
-class Squeeze(_Permutation):
+
+class Squeeze(Permutation):
     """[B, C, H, W] -> [B, 4C, H/2, W/2]: space to depth, output channel = (row offset, column offset, c)."""
 
     def permute(self, x: Tensor) -> Tensor:
@@ -97,7 +134,7 @@ class Squeeze(_Permutation):
         return y.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 
-class Columns(_Permutation):
+class Columns(Permutation):
     """[B, C, H, W] -> [B, 2C, H, W/2]: even columns, then odd ones (the authors' "checkerboard" split)."""
 
     def permute(self, x: Tensor) -> Tensor:
@@ -107,7 +144,7 @@ class Columns(_Permutation):
         return torch.stack(y.chunk(2, dim=1), dim=-1).flatten(-2)
 
 
-class Flip(_Permutation):
+class Flip(Permutation):
     """[B, 2C, H, W] -> [B, 2C, H, W]: the halves change places."""
 
     def permute(self, x: Tensor) -> Tensor:
@@ -118,18 +155,18 @@ class Flip(_Permutation):
         return self.permute(y)
 
 
-class Sigmoid(Transform):
+class Sigmoid(Elementwise):
     """y = sigma(x) elementwise; log_det = sum of -softplus(x) - softplus(-x)."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.sigmoid(x), -sum_dimensions(softplus(x) + softplus(-x))
+    def terms(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(x), -softplus(x) - softplus(-x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = torch.logit(y)
         return x, sum_dimensions(softplus(x) + softplus(-x))
 
 
-class ImageLogit(Transform):
+class ImageLogit(Elementwise):
     """y = logit(0.05 + 0.9 x / levels) for x in [0, levels).
 
     log_det = sum of log(0.9 / levels) + softplus(y) + softplus(-y). Its domain, (-levels/18, 19 levels/18), is
@@ -142,20 +179,20 @@ class ImageLogit(Transform):
         super().__init__()
         self.levels = levels
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = torch.logit(self.MARGIN + (1 - 2 * self.MARGIN) / self.levels * x)
-        return y, self._log_det(y)
+        return y, self._terms(y)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = (torch.sigmoid(y) - self.MARGIN) * (self.levels / (1 - 2 * self.MARGIN))
-        return x, -self._log_det(y)
+        return x, -sum_dimensions(self._terms(y))
 
-    def _log_det(self, y: Tensor) -> Tensor:
-        return sum_dimensions(softplus(y) + softplus(-y) + math.log((1 - 2 * self.MARGIN) / self.levels))
+    def _terms(self, y: Tensor) -> Tensor:
+        return softplus(y) + softplus(-y) + math.log((1 - 2 * self.MARGIN) / self.levels)
 
 
 class Normalization(Transform, DataDependent):
-    """y = gain * x + bias with one gain and bias an element; log_det = sum of log max(gain, 1e-10).
+    """y = g * x + bias with one g = max(gain, 1e-10) and bias an element; log_det = sum of log g.
 
     Data-dependent initialization gives each element of y mean 0 and variance 1 over the batch (authors'
     Norm). Parameters: gain, bias [C, H, W].
@@ -173,13 +210,18 @@ class Normalization(Transform, DataDependent):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.initialize_from(x)
-        return self.gain * x + self.bias, self._log_det().expand(len(x))
+        gain = self._positive_gain()
+        return gain * x + self.bias, gain.log().sum().expand(len(x))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return (y - self.bias) / self.gain, -self._log_det().expand(len(y))
+        gain = self._positive_gain()
+        return (y - self.bias) / gain, -gain.log().sum().expand(len(y))
 
-    def _log_det(self) -> Tensor:
-        return self.gain.clamp(min=1e-10).log().sum()
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x)[0], share + self._positive_gain().log()
+
+    def _positive_gain(self) -> Tensor:
+        return self.gain.clamp(min=1e-10)
 
 
 class Pointwise(Transform):
@@ -198,6 +240,12 @@ class Pointwise(Transform):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._multiply(y, self.weight.double().inverse().to(y.dtype)), -self._log_det(y)
+
+    def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # The matrix mixes the channels of a half, which have an equal part in its determinant.
+        parts = torch.linalg.slogdet(self.weight.double()).logabsdet / self.weight.shape[1]
+        parts = parts.to(share.dtype).repeat_interleave(self.weight.shape[1])
+        return self._multiply(x, self.weight), share + parts[:, None, None]
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         x = x.unflatten(1, (2, -1))  # [B, half, C, H, W]

@@ -1,7 +1,6 @@
 """The tensors of checkpoints: weights, their moving average and the optimizer's state, as safetensors files."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowpp.checkpoint import EMA, MANIFEST, MODEL, BadCheckpoint, Manifest, check_file, describe_file, read_manifest
-from flowpp.durable import new_directory, new_file, sync_file
+from flowpp.checkpoint import MANIFEST, MODEL, BadCheckpoint, check_file, read_manifest, weights_file, write_directory
 
 if TYPE_CHECKING:
     from flowpp.model import FlowPP
@@ -23,19 +21,13 @@ Model = TypeVar("Model", bound="FlowPP")
 def write_checkpoint(directory: Path, tensors: Mapping[str, Tensors], **manifest: Any) -> None:
     """Writes the new `directory`, whole or not at all: a file for each name of `tensors`, then the manifest.
 
-    `manifest` are the fields of `flowpp.checkpoint.Manifest` but `format`, `created_at` and `files`. Raises
-    `FileExistsError` where `directory` exists.
+    As `flowpp.checkpoint.write_directory`.
     """
-    with new_directory(directory) as unfinished:
-        files = {}
-        for name, content in tensors.items():
-            path = unfinished / name
-            save_file({key: value.detach().contiguous() for key, value in content.items()}, path)
-            sync_file(path)
-            files[name] = describe_file(path)
-        complete = Manifest(created_at=time.time(), files=files, **manifest)
-        with new_file(unfinished / MANIFEST) as file:
-            file.write(complete.model_dump_json(indent=2).encode())
+
+    def writer(content: Tensors) -> Callable[[Path], None]:
+        return lambda path: save_file({key: value.detach().contiguous() for key, value in content.items()}, path)
+
+    write_directory(directory, {name: writer(content) for name, content in tensors.items()}, **manifest)
 
 
 def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:
@@ -75,8 +67,9 @@ def load_model(kind: type[Model], directory: Path, device: str | torch.device) -
     manifest = read_manifest(directory)
     with torch.device("meta"):
         model = kind(manifest.model)
-    weights = read_tensors(directory, EMA if EMA in manifest.files else MODEL, model.state_dict())
-    model.load_state_dict(weights, assign=True)
+    name = weights_file(manifest)
+    model.load_state_dict(read_tensors(directory, name, model.state_dict()), assign=True)
+    model.checkpoint_sha256 = manifest.files[name].sha256
     return model.to(device).eval()
 
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, create_model
+from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints, create_model
 
-from flowpp.config import PRESETS, Frozen, ModelOverrides, TrainingOverrides
+from flowpp.config import Frozen, ModelOverrides, TrainingOverrides
+from flowpp.presets import PRESETS
 
 Metadata = Annotated[
     dict[
@@ -60,16 +61,30 @@ class LikelihoodRequest(Frozen):
     importance_samples: int = Field(
         1, ge=1, le=65_536, description="1 gives the variational bound, more a tighter one."
     )
+    bits_map: bool = Field(False, description="Also where the bits are spent: artifacts bits_map.npz and bits_map.png.")
+    latents: bool = Field(False, description="Also the images' latents: artifact latents.npz.")
     seed: Seed = 0
     metadata: Metadata = Field({})
 
 
+class Ends(Frozen):
+    """Two images of a dataset."""
+
+    dataset: DatasetId
+    images: tuple[NonNegativeInt, NonNegativeInt] = Field(
+        description="Their indices; training images come first, then those for validation."
+    )
+
+
 class SamplingRequest(Frozen):
-    """Draw images from a model."""
+    """Draw images from a model, or images on the way from one to another in its latent space."""
 
     model: ModelId
     num_samples: int = Field(16, ge=1, description="How many.")
     temperature: float = Field(1.0, ge=0, le=10, description="Scale of the latents; 1 is the model.")
+    between: Ends | None = Field(
+        None, description="Interpolate from the first to the second, both included; or send two images as `files`."
+    )
     seed: Seed = 0
     metadata: Metadata = Field({})
 

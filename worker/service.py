@@ -9,7 +9,10 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 
-from flowpp.config import ModelConfig, resolve_model, resolve_training
+from flowpp.checkpoint import BadCheckpoint
+from flowpp.config import ModelConfig
+from flowpp.presets import resolve_model, resolve_training
+from flowpp.published import import_published
 from flowpp.run_directory import describe
 from worker.artifacts import ArtifactStore, Manifest
 from worker.connection import connect
@@ -94,13 +97,22 @@ class Service:
             if count > self.settings.max_request_images:
                 most = self.settings.max_request_images
                 raise Invalid("too_many_images", f"a request may send {most:,} images; these are {count:,}", "files")
+        for option in ("bits_map", "latents"):
+            if getattr(request, option) and count > self.settings.max_request_images:
+                most = self.settings.max_request_images
+                raise Invalid("too_many_images", f"{option} is for {most:,} images; these are {count:,}", option)
         _check_shape(shape, checkpoint)
         group = f"likelihood:{checkpoint.id}:{request.importance_samples}"
         size = count * request.importance_samples
         return self._submit("likelihood", request, plan | {"num_images": count}, uses, group, size, (images, names))
 
-    def submit_sampling(self, request: SamplingRequest) -> Job:
-        """Queues a sampling job. Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`."""
+    def submit_sampling(
+        self, request: SamplingRequest, images: np.ndarray | None = None, names: Sequence[str] = ()
+    ) -> Job:
+        """Queues a sampling job; with two `images`, uint8 [2, H, W, C], an interpolation between them.
+
+        Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`.
+        """
         most = self.settings.max_samples
         if request.num_samples > most:
             raise Invalid(
@@ -109,9 +121,46 @@ class Service:
                 "num_samples",
             )
         checkpoint = self.checkpoints.resolve(request.model)
-        plan = {"checkpoint": checkpoint.id, "num_images": request.num_samples}
-        group = f"sampling:{checkpoint.id}:{request.temperature!r}"
-        return self._submit("sampling", request, plan, [checkpoint.id], group, request.num_samples)
+        uses = [checkpoint.id]
+        if request.between is not None or images is not None:
+            uses += self._check_ends(request, images, checkpoint)
+        plan = {
+            "checkpoint": checkpoint.id,
+            "num_images": request.num_samples,
+            "between_images_sent": images is not None,
+        }
+        group = f"sampling:{checkpoint.id}"
+        return self._submit("sampling", request, plan, uses, group, request.num_samples, (images, names))
+
+    def _check_ends(self, request: SamplingRequest, images: np.ndarray | None, checkpoint: Checkpoint) -> list[str]:
+        """What an interpolation uses beside the checkpoint. Raises `NotFound` and `Invalid`."""
+        if request.num_samples < 2:
+            raise Invalid("too_few_samples", "an interpolation has at least its 2 ends", "num_samples")
+        if request.temperature != 1:
+            raise Invalid("invalid_temperature", "an interpolation has no temperature; leave it out", "temperature")
+        if images is not None:
+            if request.between is not None or len(images) != 2:
+                raise Invalid("wrong_ends", "send two files, or name two images of a dataset", "files")
+            _, height, width, channels = images.shape
+            _check_shape((channels, height, width), checkpoint)
+            return []
+        assert request.between is not None
+        dataset = self.datasets.get(request.between.dataset)
+        if max(request.between.images) >= dataset.num_images:
+            message = f"dataset {dataset.id} has the images 0 to {dataset.num_images - 1:,}"
+            raise Invalid("no_such_image", message, "between.images")
+        _check_shape(dataset.shape, checkpoint)
+        return [dataset.id]
+
+    def import_checkpoint(self, file: Path, preset: str) -> Checkpoint:
+        """Registers the checkpoint made of the authors' .npz file. Raises `Invalid`, which lists what does not fit."""
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = Path(directory) / "checkpoint"
+            try:
+                import_published(file, preset, checkpoint)
+            except BadCheckpoint as error:
+                raise Invalid("bad_checkpoint", str(error), "file") from error
+            return self.checkpoints.register(checkpoint)
 
     def resume(self, job_id: str) -> Job:
         """As `Jobs.resume`, and wakes a worker."""

@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from flowpp.likelihood import Likelihood, log_likelihood
+from flowpp.data import content_sha256
+from flowpp.likelihood import Likelihood, bits_maps, estimate
 from flowpp.model import FlowPP
-from flowpp.sampling import sample_of_seeds, write_samples
+from flowpp.sampling import (
+    encode,
+    images_of_latents,
+    interpolate,
+    latent_of_seed,
+    latents_of_ends,
+    write_arrays,
+    write_bits_map,
+    write_samples,
+)
 from flowpp.seeds import seed_of
 from worker.jobs import Job
 from worker.service import Service
@@ -38,7 +49,7 @@ class Work(ABC):
 
 
 class LikelihoodWork(Work):
-    """log P of each image, in nats."""
+    """Estimates of log P, float64 [6] an image."""
 
     def __init__(self, service: Service, job: Job) -> None:
         super().__init__(service, job)
@@ -47,39 +58,66 @@ class LikelihoodWork(Work):
             image_set = service.datasets.open(job.request["dataset"])
             self.images = image_set.validation if image_set.num_validation else image_set.images
             self.names = [f"{index:06d}" for index in range(len(self.images))]
+            self.sha256 = image_set.sha256
         else:
-            with service.store.open(f"jobs/{job.id}/input", "images.npz") as file:
-                stored = np.load(file, allow_pickle=False)
-                self.images, self.names = stored["images"], stored["names"].tolist()
+            self.images, self.names = _images_sent(service, job)
+            self.sha256 = content_sha256(self.images)
 
     @staticmethod
     def compute(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
-        """float64 [b]."""
+        """float64 [b, 6]."""
         works = [(work, index) for work, index in rows if isinstance(work, LikelihoodWork)]
         images = np.stack([work.images[index] for work, index in works])
         seeds = [seed_of(work.seed, index) for work, index in works]
-        return log_likelihood(model, images, seeds, works[0][0].importance_samples, batch_size)
+        return estimate(model, images, seeds, works[0][0].importance_samples, batch_size)
 
     def write(self, model: FlowPP, directory: Path) -> dict[str, Any]:
-        scored = Likelihood(np.array(self.rows), model.config.dimensions, self.importance_samples, self.seed)
+        scored = Likelihood(
+            np.stack(self.rows),
+            model.config.dimensions,
+            self.importance_samples,
+            self.seed,
+            model.checkpoint_sha256,
+            self.sha256,
+        )
         scored.write(directory, self.names)
+        if self.job.request.get("bits_map"):
+            maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))
+            write_bits_map(directory, self.images, maps, self.names)
+        if self.job.request.get("latents"):
+            latents = np.concatenate(list(encode(model, self.images, self.seed)))
+            write_arrays(directory / "latents.npz", latents=latents, names=np.array(self.names))
         result = scored.summary() | {"checkpoint": self.job.plan["checkpoint"]}
         if self.count <= MOST_IN_RECORD:
-            figures = zip(self.names, scored.log_prob.tolist(), scored.bits_per_dim.tolist(), strict=True)
-            result["images"] = [
-                {"name": name, "log_likelihood": log_prob, "bits_per_dim": bits} for name, log_prob, bits in figures
-            ]
+            result["images"] = list(scored.rows(self.names))
         return result
 
 
 class SamplingWork(Work):
-    """Samples, uint8 [H, W, C] each."""
+    """Samples, or images on the way between two; uint8 [H, W, C] each."""
+
+    def __init__(self, service: Service, job: Job) -> None:
+        super().__init__(service, job)
+        self.ends: np.ndarray | None = None
+        self._latents_of_ends: tuple[torch.Tensor, torch.Tensor] | None = None
+        if between := job.request.get("between"):
+            self.ends = service.datasets.open(between["dataset"]).images[list(between["images"])]
+        elif job.plan.get("between_images_sent"):
+            self.ends, _ = _images_sent(service, job)
 
     @staticmethod
     def compute(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
         """uint8 [b, H, W, C]."""
-        seeds = [seed_of(work.seed, index) for work, index in rows]
-        return sample_of_seeds(model, seeds, rows[0][0].job.request["temperature"])
+        latents = [work.latent(model, index) for work, index in rows if isinstance(work, SamplingWork)]
+        return images_of_latents(model, torch.cat(latents))
+
+    def latent(self, model: FlowPP, index: int) -> torch.Tensor:
+        """Of one row, [1, *latent_shape]."""
+        if self.ends is None:
+            return self.job.request["temperature"] * latent_of_seed(model, seed_of(self.seed, index))
+        if self._latents_of_ends is None:
+            self._latents_of_ends = latents_of_ends(model, self.ends, self.seed)
+        return interpolate(*self._latents_of_ends, index / (self.count - 1))
 
     def write(self, model: FlowPP, directory: Path) -> dict[str, Any]:
         write_samples(directory, np.stack(self.rows))
@@ -88,7 +126,15 @@ class SamplingWork(Work):
             "temperature": self.job.request["temperature"],
             "seed": self.seed,
             "checkpoint": self.job.plan["checkpoint"],
+            "checkpoint_sha256": model.checkpoint_sha256,
         }
+
+
+def _images_sent(service: Service, job: Job) -> tuple[np.ndarray, list[str]]:
+    """Images, uint8 [N, H, W, C], that came with the request, and their names."""
+    with service.store.open(f"jobs/{job.id}/input", "images.npz") as file:
+        stored = np.load(file, allow_pickle=False)
+        return stored["images"], stored["names"].tolist()
 
 
 WORK: dict[str, type[Work]] = {"likelihood": LikelihoodWork, "sampling": SamplingWork}

@@ -5,15 +5,54 @@ import zipfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from api.dependencies import ServiceOf
 from api.schemas import After, Limit, ListOf, Order, as_list
+from api.uploads import received
+from flowpp.published import PUBLISHED
 from worker.models import Checkpoint
+from worker.refusals import Invalid
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
+
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "preset"],
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "The authors' .npz file of a model's weights.",
+                        },
+                        "preset": {"type": "string", "enum": list(PUBLISHED), "description": "The model it is of."},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", status_code=201, openapi_extra=FORM)
+async def upload(request: Request, response: Response, service: ServiceOf) -> Checkpoint:
+    """Import the weights that the authors of Flow++ published, to score and sample with."""
+    async with received(request, "file", service.settings.max_upload_bytes, max_files=1) as form:
+        preset = form.fields.get("preset", "")
+        if preset not in PUBLISHED:
+            raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
+        checkpoint = await run_in_threadpool(service.import_checkpoint, form.files[0][1], preset)
+    response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
+    return checkpoint
 
 
 @router.get("")

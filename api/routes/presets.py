@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from api.schemas import ListOf, Preset, as_list
-from flowpp.config import PRESETS
+from flowpp.presets import PRESETS
 from worker.paging import Page
 
 router = APIRouter(prefix="/presets", tags=["presets"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from flowpp.config import PRESETS
+from flowpp.presets import PRESETS
 from worker.redis_server import RedisServer
 from worker.service import Service
 from worker.settings import Settings

@@ -47,7 +47,7 @@ def test_a_training_job_is_accepted_and_found_where_its_location_says(http: http
 
 
 BAD_TRAINING: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-    ({"preset": "huge"}, {}, "model.preset", "cifar10, small, tiny"),
+    ({"preset": "huge"}, {}, "model.preset", "cifar10, imagenet32"),
     ({"filters": -1}, {}, "model.filters", "greater than or equal to 1"),
     ({"filters": 10**9}, {}, "model.filters", "less than or equal to 512"),
     ({"filtres": 8}, {}, "model.filtres", "not permitted"),
@@ -347,3 +347,23 @@ def test_a_checkpoint_is_listed_and_downloaded_as_a_zip_that_loads(
     zipfile.ZipFile(io.BytesIO(download.content)).extractall(tmp_path / "taken")
     assert FlowPP.load(tmp_path / "taken" / checkpoint.id).config == checkpoint.model
     assert http.get("/v1/checkpoints/ckpt_nothing/download").json()["code"] == "checkpoint_not_found"
+
+
+def test_an_interpolation_has_two_ends_that_exist_and_no_temperature(
+    http: httpx.Client, checkpoint: Checkpoint, dataset: Dataset
+) -> None:
+    def refused(**changes: Any) -> str:
+        body = {"model": checkpoint.id, "between": {"dataset": dataset.id, "images": [0, 1]}, **changes}
+        response = http.post("/v1/sampling-jobs", json=body)
+        assert response.status_code == 422
+        path: str = response.json()["errors"][0]["path"]
+        return path
+
+    assert refused(between={"dataset": dataset.id, "images": [0, 10**6]}) == "between.images"
+    assert refused(between={"dataset": dataset.id, "images": [0, -1]}) == "between.images.1"
+    assert refused(between={"dataset": dataset.id, "images": [0]}) == "between.images.1"
+    assert refused(num_samples=1) == "num_samples"
+    assert refused(temperature=0.5) == "temperature"
+    files = [("files", ("a.png", encode_png(np.zeros((32, 32, 3), np.uint8))))] * 3
+    response = http.post("/v1/sampling-jobs", data={"model": checkpoint.id}, files=files)
+    assert response.json()["errors"][0]["path"] == "files"

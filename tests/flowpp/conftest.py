@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowpp.config import PRESETS, resolve_model
 from flowpp.data import ImageSet, build_image_set
+from flowpp.presets import PRESETS, resolve_model
 from flowpp.training import train
 
 

@@ -5,16 +5,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from flowpp.config import (
-    PRESETS,
-    DequantizerConfig,
-    ModelConfig,
-    ModelOverrides,
-    TrainingConfig,
-    TrainingOverrides,
-    resolve_model,
-    resolve_training,
-)
+from flowpp.config import DequantizerConfig, ModelConfig, ModelOverrides, TrainingConfig, TrainingOverrides
+from flowpp.presets import PRESETS, resolve_model, resolve_training
 
 
 def test_a_configuration_survives_json() -> None:

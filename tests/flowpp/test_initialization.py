@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from flowpp.conditioner import Convolution
-from flowpp.config import PRESETS, ModelConfig
+from flowpp.config import ModelConfig
 from flowpp.initialization import initializing
 from flowpp.model import FlowPP
+from flowpp.presets import PRESETS
 from flowpp.transforms import Normalization
 
 CONFIG = ModelConfig(**{**PRESETS["tiny"].model.model_dump(), "height": 8, "width": 8, "dropout": 0.3})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowpp.config import PRESETS
 from flowpp.data import BadImages, ImageSet, decode_image
 from flowpp.model import FlowPP
+from flowpp.presets import PRESETS
 from flowpp.sampling import decode, encode, image_grid, sample, sample_of_seeds, write_arrays, write_samples
 from flowpp.seeds import seed_of
 from flowpp.sources import read_latents

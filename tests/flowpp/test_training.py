@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowpp.checkpoint import MODEL, BadCheckpoint, describe_file, newest_complete, read_manifest
-from flowpp.config import PRESETS, ModelConfig, TrainingConfig, resolve_model, resolve_training
+from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import ImageSet, build_image_set
 from flowpp.learner import Learner, learning_rate
 from flowpp.model import FlowPP
+from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.recording import record
 from flowpp.run_directory import BadRunDirectory, RunDirectory, TrainingError
 from flowpp.training import Batches, Event, naming_failures, never, train
@@ -122,10 +123,11 @@ def test_a_stop_before_the_first_step_takes_none(tmp_path: Path, image_set: Imag
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, image_set: ImageSet, model: ModelConfig) -> None:
-    # the steps get too long, so that an early checkpoint stays the best
+    # after step 6 the steps are too long, so that an early checkpoint stays the best
+    milestones = [{"step": step, "factor": factor} for step, factor in ((0, 0.006), (6, 0.006), (6, 1))]
     training = recipe(
         steps=12, warmup_steps=0, learning_rate=0.5, ema_decay=0, checkpoint_every=2, evaluation_every=2,
-        keep_checkpoints=2, gradient_clip=1e6,
+        keep_checkpoints=2, gradient_clip=1e6, milestones=milestones,
     )  # fmt: skip
     scores: dict[int, float] = {}
     for event in train(tmp_path, model=model, training=training, images=image_set):

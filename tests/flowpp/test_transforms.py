@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowpp.conditioner import Conditioner
+from flowpp.conditioner import Conditioner, Layers
+from flowpp.config import Attention
 from flowpp.coupling import AffineCoupling, MixtureCoupling
 from flowpp.transforms import (
     Columns,
@@ -25,10 +26,11 @@ SHAPE = (4, 4, 2)  # channels, height, width: two halves of two channels
 HALF = (2, 4, 2)
 
 
-def conditioner(outputs: int, *, attention: bool = True, context: int = 0) -> Conditioner:
-    return Conditioner(
-        HALF, outputs, filters=4, blocks=1, heads=2, dropout=0.0, attention=attention, context_filters=context
-    )
+def conditioner(
+    outputs: int, *, attention: Attention = "softmax", context: int = 0, weight_norm: bool = False, elu: bool = False
+) -> Conditioner:
+    layers = Layers(filters=4, heads=2, dropout=0.0, attention=attention, weight_norm=weight_norm)
+    return Conditioner(HALF, outputs, layers, blocks=1, output_elu=elu, context_filters=context)
 
 
 TRANSFORMS: dict[str, Callable[[], Transform]] = {
@@ -43,8 +45,14 @@ TRANSFORMS: dict[str, Callable[[], Transform]] = {
     "affine coupling": lambda: AffineCoupling(conditioner(2 * HALF[0])),
     "mixture coupling": lambda: MixtureCoupling(conditioner(HALF[0] * (2 + 3 * 3)), components=3),
     "mixture coupling with context": lambda: MixtureCoupling(conditioner(HALF[0] * (2 + 3 * 3), context=3), 3),
+    "mixture coupling with a maximum for attention": lambda: MixtureCoupling(
+        conditioner(HALF[0] * (2 + 3 * 3), attention="maximum"), components=3
+    ),
     "mixture coupling without attention": lambda: MixtureCoupling(
-        conditioner(HALF[0] * (2 + 3 * 3), attention=False), components=3
+        conditioner(HALF[0] * (2 + 3 * 3), attention="none", elu=True), components=3
+    ),
+    "mixture coupling with weight normalization": lambda: MixtureCoupling(
+        conditioner(HALF[0] * (2 + 3 * 3), weight_norm=True, elu=True), components=3
     ),
     "composition": lambda: Compose(
         Squeeze(), Normalization((16, 2, 1)), Flip(), Inverse(Squeeze()), Columns(), Pointwise(4), Inverse(Columns())

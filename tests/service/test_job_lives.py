@@ -15,9 +15,9 @@ import pytest
 
 from flowpp import FlowPP
 from flowpp.checkpoint import verify
-from flowpp.data import build_image_set
+from flowpp.data import build_image_set, content_sha256
 from flowpp.likelihood import likelihood
-from flowpp.sampling import sample
+from flowpp.sampling import decode, sample
 from worker import child
 from worker.datasets import Dataset
 from worker.jobs import Job
@@ -161,12 +161,15 @@ def test_a_likelihood_job_gives_what_the_library_gives(service: Service, trained
     job = until_finished(service, service.submit_likelihood(request, images[:3], ["a", "b", "c"]).id)
     assert job.status == "succeeded", job
     model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
-    expected = np.concatenate(list(likelihood(model, images[:3], importance_samples=2, seed=3)))
+    expected = np.concatenate(list(likelihood(model, images[:3], importance_samples=2, seed=3)))[:, 0]
     assert job.result is not None
     assert [row["name"] for row in job.result["images"]] == ["a", "b", "c"]
     np.testing.assert_allclose([row["log_likelihood"] for row in job.result["images"]], expected, rtol=1e-6)
     assert job.result["bits_per_dim"] == pytest.approx(-expected.mean() / (192 * np.log(2)))
     assert job.result["standard_error"] > 0
+    assert sum(job.result["split"].values()) == pytest.approx(job.result["bits_per_dim"])
+    assert job.result["checkpoint_sha256"] == model.checkpoint_sha256
+    assert job.result["dataset_sha256"] == content_sha256(images[:3])
     assert {"likelihood.json", "likelihood.csv"} <= service.artifacts(job).files.keys()
 
 
@@ -178,6 +181,45 @@ def test_a_likelihood_job_on_a_dataset_scores_its_validation_images(
     assert job.status == "succeeded", job
     assert job.result is not None
     assert job.result["num_images"] == dataset.num_validation == 4
+    assert job.result["dataset_sha256"] == dataset.sha256
+
+
+def arrays(service: Service, job: Job, name: str) -> dict[str, np.ndarray]:
+    with service.store.open(job.artifacts, name) as file:
+        return dict(np.load(io.BytesIO(file.read())))
+
+
+def test_a_likelihood_job_leaves_bits_maps_and_latents_where_asked(
+    service: Service, trained: Job, images: np.ndarray
+) -> None:
+    request = LikelihoodRequest(model=trained.id, bits_map=True, latents=True)
+    job = until_finished(service, service.submit_likelihood(request, images[:3], ["a", "b", "c"]).id)
+    assert job.status == "succeeded", job
+    assert job.result is not None
+    assert "bits_map.png" in service.artifacts(job).files
+    bits = arrays(service, job, "bits_map.npz")["bits"]
+    assert bits.shape == (3, 8, 8, 3)
+    assert bits.mean() == pytest.approx(job.result["bits_per_dim"], rel=1e-5)
+    latents = arrays(service, job, "latents.npz")["latents"]
+    model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
+    np.testing.assert_array_equal(np.concatenate(list(decode(model, latents))), images[:3])
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_sampling_job_goes_from_one_image_to_another(
+    service: Service, trained: Job, dataset: Dataset, sent: bool
+) -> None:
+    stored = service.datasets.open(dataset.id).images
+    if sent:
+        new = service.submit_sampling(SamplingRequest(model=trained.id, num_samples=5), stored[[7, 2]], ["a", "b"])
+    else:
+        ends = {"dataset": dataset.id, "images": (7, 2)}
+        new = service.submit_sampling(SamplingRequest(model=trained.id, num_samples=5, between=ends))
+    job = until_finished(service, new.id)
+    assert job.status == "succeeded", job
+    between = arrays(service, job, "samples.npz")["images"]
+    assert len(between) == 5
+    np.testing.assert_array_equal(between[[0, -1]], stored[[7, 2]])
 
 
 def test_a_sampling_job_gives_what_the_library_gives(service: Service, trained: Job) -> None:
@@ -205,7 +247,7 @@ def test_many_requests_at_once_are_each_answered_with_their_own_result(
         assert result is not None
         expected = next(likelihood(model, images[i : i + 1]))
         assert result["images"][0]["name"] == f"{i}"
-        assert result["log_likelihood"] == pytest.approx(expected[0], rel=1e-6)
+        assert result["log_likelihood"] == pytest.approx(expected[0, 0], rel=1e-6)
 
 
 def test_a_job_cancelled_in_the_queue_does_no_work(service: Service, workers: Workers, dataset: Dataset) -> None:

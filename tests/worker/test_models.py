@@ -7,7 +7,7 @@ import pytest
 
 from flowpp import FlowPP
 from flowpp.checkpoint import BadCheckpoint, verify
-from flowpp.config import resolve_model
+from flowpp.presets import resolve_model
 from flowpp.weights import write_checkpoint
 from tests.worker.conftest import Submit
 from worker.jobs import Job, StaleAttempt

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from flowpp import FlowPP
-from flowpp.config import resolve_model
+from flowpp.presets import resolve_model
 from worker.datasets import Dataset
 from worker.models import Checkpoint
 from worker.refusals import Invalid, NotFound, Refusal

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowpp import FlowPP
-from flowpp.config import resolve_model
+from flowpp.presets import resolve_model
 from flowpp.run_directory import Result, RunDirectory
 from flowpp.weights import write_checkpoint
 from worker import child

@@ -1,0 +1,102 @@
+"""Bodies of requests for inference: JSON, or a form whose files are images."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from api.problems import Unsupported, UploadTooLarge
+from api.uploads import Upload, received
+from flowpp.data import read_images
+from worker.jobs import Job
+from worker.requests import LikelihoodRequest, SamplingRequest
+from worker.service import Service
+
+MAX_JSON_BYTES = 2**16
+
+Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
+
+Submit = Callable[[Wanted, np.ndarray | None, list[str]], Job]
+
+
+async def submit(request: Request, service: Service, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
+    """Submits what the body asks for, with the images that came in its field `files`, in a thread.
+
+    Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` raises.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return await run_in_threadpool(submit, _parsed(kind, await _json(request)), None, [])
+    if media_type != "multipart/form-data":
+        raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
+    settings = service.settings
+
+    def with_images(form: Upload) -> Job:
+        wanted = _parsed(kind, dict(form.fields))
+        service.checkpoints.resolve(wanted.model)  # before the images are decoded
+        files = [(name, path.read_bytes()) for name, path in form.files]
+        images = read_images(files, limits=settings.request_limits)
+        return submit(wanted, images, [name for name, _ in files])
+
+    async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
+        return await run_in_threadpool(with_images, form)
+
+
+def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:
+    """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
+    images = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": files}
+    form = {"type": "object", "required": ["model", "files"], "properties": {**fields, "files": images}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _without_definitions(schema), "example": example},
+                "multipart/form-data": {"schema": form},
+            },
+        }
+    }
+
+
+def _without_definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with what it refers to in place, as a route's own schema may hold no definitions."""
+    definitions = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolved(definitions[node["$ref"].rsplit("/", 1)[-1]])
+            return {name: resolved(value) for name, value in node.items()}
+        return [resolved(each) for each in node] if isinstance(node, list) else node
+
+    return resolved(schema)
+
+
+async def _json(request: Request) -> Any:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise UploadTooLarge(MAX_JSON_BYTES)
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        where = {"type": "json_invalid", "loc": ("body",), "msg": f"the body is not JSON: {error}", "input": None}
+        raise RequestValidationError([where]) from error
+
+
+def _parsed(kind: type[Wanted], values: Any) -> Wanted:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RequestValidationError(_in_body(error)) from error
+
+
+def _in_body(error: ValidationError) -> list[dict[str, Any]]:
+    return [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
