@@ -14,10 +14,10 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-gpu lint serve clean lock
+.PHONY: help install demo test test-slow test-gpu lint serve bench-likelihood docs clean lock
 
 help:  ## list the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 install: $(INSTALLED)  ## create .venv and install what is pinned in requirements*.txt
 
@@ -37,14 +37,20 @@ test-gpu: install  ## run the tests that need a CUDA device
 lint: install  ## ruff, mypy, and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy api flowpp worker examples
+	@$(BIN)/mypy api flowpp worker examples benchmarks docs
 	@$(BIN)/lint-imports --no-logo
 
 serve: install  ## run the service on http://127.0.0.1:8000 over ./data until Ctrl-C
 	@$(BIN)/flowpp serve
 
-clean:  ## remove .venv, caches and demo_output/; keep data/
-	rm -rf .venv demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+bench-likelihood: install  ## float32 error, round trips, evaluations of the inverse, bounds: into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.likelihood
+
+docs: install  ## draw docs/architecture.svg from the code
+	@$(BIN)/python -m docs.architecture
+
+clean:  ## remove .venv, caches, demo_output/ and benchmark_output/; keep data/
+	rm -rf .venv demo_output benchmark_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: install  ## compile requirements.txt anew from pyproject.toml, keeping versions where possible

@@ -46,7 +46,7 @@ class _MixtureLogit(torch.autograd.Function):
 
     With posteriors P_k = pi_k sigma(z_k) / F, Q_k = pi_k sigma(-z_k) / (1 - F), R_k = pi_k f_k / f:
     du/dlogits = P - Q, dlog_derivative/dlogits = R - P - Q + pi, du/dz = P sigma(-z) + Q sigma(z),
-    dlog_derivative/dz = R (1 - 2 sigma(z)) - P sigma(-z) + Q sigma(z).
+    dlog_derivative/dz = R (sigma(-z) - sigma(z)) - P sigma(-z) + Q sigma(z).
     """
 
     @staticmethod
@@ -66,18 +66,20 @@ class _MixtureLogit(torch.autograd.Function):
         inverse_scales = torch.exp(-floored)
         z = (x.unsqueeze(dim) - means) * inverse_scales
         log_weights, log_sigmoid = logits.log_softmax(dim), logsigmoid(z)
-        log_above = log_weights + (log_sigmoid - z)  # log sigma(-z) = log sigma(z) - z
+        log_sigmoid_negative = log_sigmoid - z
+        log_above = log_weights + log_sigmoid_negative
         below = (log_weights + log_sigmoid).softmax(dim)
         above = log_above.softmax(dim)
         density = (log_above + log_sigmoid - floored).softmax(dim)
-        sigmoid = log_sigmoid.exp()
+        # each from its logarithm: 1 - sigma(z) would lose what is left of a flat slope
+        sigmoid, sigmoid_negative = log_sigmoid.exp(), log_sigmoid_negative.exp()
         grad_u, grad_log_derivative = grad_u.unsqueeze(dim), grad_log_derivative.unsqueeze(dim)
 
         grad_below = (grad_u - grad_log_derivative) * below
         grad_above = (grad_u + grad_log_derivative) * above
         grad_density = grad_log_derivative * density
         grad_logits = grad_below - grad_above + grad_density + grad_log_derivative * log_weights.exp()
-        grad_z = grad_below + grad_density + (grad_above - grad_below - 2 * grad_density) * sigmoid
+        grad_z = (grad_below + grad_density) * sigmoid_negative + (grad_above - grad_density) * sigmoid
         grad_log_scales = (-z * grad_z - grad_density).masked_fill(log_scales < LOG_SCALE_FLOOR, 0)
         grad_means = -inverse_scales * grad_z
         return -grad_means.sum(dim), grad_logits, grad_means, grad_log_scales, None

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from flowpp.__main__ import main
-from flowpp.checkpoint import newest_complete
-from flowpp.data import ImageSet, encode_png
+from flowpp.checkpoint import EMA, newest_complete, read_manifest, verify
+from flowpp.data import ImageSet, content_sha256, encode_png
+from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
-from flowpp.run_directory import RunDirectory
+from flowpp.published import entries
+from flowpp.run_directory import RunDirectory, find_checkpoint
 
 COMMAND = (sys.executable, "-m", "flowpp")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -81,6 +83,57 @@ def test_images_go_all_the_way(tmp_path: Path, images_file: Path, capfd: pytest.
     assert run("sample", directory, "-n", 5, "--temperature", 0.7, "--output", samples) == 0
     assert sorted(path.name for path in samples.iterdir()) == ["grid.png", "png", "samples.npz"]
     assert len(list((samples / "png").iterdir())) == 5
+
+
+def test_a_bits_map_and_a_gradient_are_written_with_their_pictures(
+    tmp_path: Path, finished_run: Path, images_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scores, slope = tmp_path / "scores", tmp_path / "gradient"
+    assert run("likelihood", finished_run, "--images", images_file, "--bits-map", "--output", scores) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (scores / "bits_map.png").stat().st_size > 1000
+    with np.load(scores / "bits_map.npz") as arrays:
+        assert arrays["bits"].shape == np.load(images_file).shape
+        assert arrays["bits"].mean() == pytest.approx(summary["bits_per_dim"], rel=1e-5)
+    assert summary["checkpoint_sha256"] == read_manifest(find_checkpoint(finished_run)).files[EMA].sha256
+    assert summary["dataset_sha256"] == content_sha256(np.load(images_file))
+
+    assert run("gradient", finished_run, "--images", images_file, "--output", slope) == 0
+    assert (slope / "gradient.png").stat().st_size > 1000
+    with np.load(slope / "gradient.npz") as arrays:
+        assert np.isfinite(arrays["gradient"]).all()
+
+
+def test_an_interpolation_begins_and_ends_with_its_images(
+    tmp_path: Path, finished_run: Path, images_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends = np.load(images_file)[[4, 1]]
+    for name, image in zip("ab", ends, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(image))
+    files = ("--images", tmp_path / "a.png", "--images", tmp_path / "b.png")
+    assert run("interpolate", finished_run, *files, "-n", 5, "--output", tmp_path / "between") == 0
+    with np.load(tmp_path / "between" / "samples.npz") as arrays:
+        assert len(arrays["images"]) == 5
+        np.testing.assert_array_equal(arrays["images"][[0, -1]], ends)
+    assert run("interpolate", finished_run, *files[:2], "--output", tmp_path / "none") == 2
+    assert "gave 1 images; interpolation is between two" in capfd.readouterr().err
+
+
+def test_the_authors_weights_are_imported_whole_or_not_at_all(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {name: np.full(entry.shape, 0.5, np.float32) for entry in entries("cifar10") for name in entry.names}
+    np.savez_compressed(tmp_path / "weights.npz", **arrays)
+    del arrays["Norm/norm0/g"]
+    np.savez_compressed(tmp_path / "short.npz", **arrays)
+    imported, short = tmp_path / "imported", tmp_path / "short"
+    assert run("import", tmp_path / "weights.npz", "--preset", "cifar10", "--output", imported) == 0
+    verify(imported)
+    assert FlowPP.load(imported).config == PRESETS["cifar10"].model
+    assert run("import", tmp_path / "short.npz", "--preset", "cifar10", "--output", short) == 2
+    assert "1 missing: Norm/norm0/g" in " ".join(capfd.readouterr().err.split())
+    assert not short.exists()
+    assert run("import", tmp_path / "none.npz", "--preset", "cifar10", "--output", short) == 2
 
 
 def test_the_validation_split_of_a_set_is_scored_alone(

@@ -6,7 +6,7 @@ import torch
 from scipy.special import log_expit, logsumexp
 from torch import Tensor
 
-from flowpp.logistic import mixture_logit, mixture_logit_inverse, mixture_logs
+from flowpp.logistic import mixture_logit, mixture_logit_inverse, mixture_logs, solve
 
 K = 5
 
@@ -100,3 +100,97 @@ def test_the_inverse_recovers_x() -> None:
     recovered, _ = mixture_logit_inverse(u, *parameters, dim=0)
     # where the density all but vanishes, many x share one u
     assert ((recovered - x).abs() <= 1e-11 + 1e-13 * (1 + u.abs()) * (-log_derivative).exp()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_at_rest_the_residual_is_4_eps_or_x_cannot_move(dtype: torch.dtype, scale: float) -> None:
+    parameters = mixtures(20_000, seed=6, dtype=dtype)
+    u = scale * torch.randn(20_000, dtype=dtype, generator=torch.Generator().manual_seed(7))
+    found = solve(u, *parameters, dim=0)
+    reached, log_derivative = mixture_logit(found.x, *parameters, dim=0)
+    epsilon = torch.finfo(dtype).eps
+    residual = (reached - u).abs()
+    within_tolerance = residual <= 4 * epsilon * (1 + u.abs())
+    within_spacing = residual <= 2 * epsilon * found.x.abs() * log_derivative.exp() + 8 * epsilon * (1 + u.abs())
+    assert (within_tolerance | within_spacing).all()
+    torch.testing.assert_close(found.log_derivative, log_derivative, rtol=0, atol=0)
+
+
+def test_the_evaluations_keep_to_the_bound_and_are_few_on_average() -> None:
+    parameters = mixtures(50_000, seed=8)
+    u = 3 * torch.randn(50_000, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    found = solve(u, *parameters, dim=0)
+    _, means, log_scales = parameters
+    roots = means + log_scales.clamp(min=-7).exp() * u
+    width = roots.amax(0) - roots.amin(0)
+    epsilon = torch.finfo(torch.float64).eps
+    bound = 26 + 2 * torch.log2(width * np.exp(7) / (4 * epsilon)).ceil()
+    assert (found.evaluations <= bound).all()
+    assert found.evaluations.float().mean() < 9
+
+
+def test_the_slope_of_the_logit_is_at_most_the_inverse_of_the_least_scale() -> None:
+    parameters = mixtures(50_000, seed=10)
+    x = 8 * torch.randn(50_000, dtype=torch.float64, generator=torch.Generator().manual_seed(11))
+    _, log_derivative = mixture_logit(x, *parameters, dim=0)
+    assert (log_derivative <= -parameters[2].clamp(min=-7).amin(0) + 1e-9).all()
+
+
+def test_bisection_takes_over_where_newton_does_not_settle() -> None:
+    """Steep steps in a flat landscape, where Newton's method jumps from side to side."""
+    n = 2000
+    means = torch.linspace(-50, 50, K, dtype=torch.float64)[:, None].expand(K, n).contiguous()
+    log_scales, logits = torch.full((K, n), -7.0, dtype=torch.float64), torch.zeros(K, n, dtype=torch.float64)
+    u = torch.linspace(-4, 4, n, dtype=torch.float64)
+    found = solve(u, logits, means, log_scales, dim=0)
+    reached, log_derivative = mixture_logit(found.x, logits, means, log_scales, dim=0)
+    epsilon = torch.finfo(torch.float64).eps
+    assert ((reached - u).abs() <= 4 * epsilon * (1 + u.abs() + found.x.abs() * log_derivative.exp())).all()
+    assert found.evaluations.max() <= 26 + 2 * np.ceil(np.log2(100.1 * np.exp(7) / (4 * epsilon)))
+
+
+def test_an_elements_result_does_not_depend_on_its_neighbours() -> None:
+    parameters = mixtures(500, seed=12, dtype=torch.float32)
+    u = torch.randn(500, generator=torch.Generator().manual_seed(13))
+    together = solve(u, *parameters, dim=0)
+    for index in range(0, 500, 50):
+        alone = solve(u[index : index + 1], *(p[:, index : index + 1] for p in parameters), dim=0)
+        torch.testing.assert_close(together.x[index : index + 1], alone.x, rtol=1e-6, atol=1e-6)
+        assert together.evaluations[index] == alone.evaluations[0]
+
+
+def test_nan_and_infinity_end_the_search_at_once() -> None:
+    parameters = mixtures(3)
+    u = torch.tensor([float("nan"), float("inf"), 0.5], dtype=torch.float64)
+    found = solve(u, *parameters, dim=0)
+    assert found.evaluations[0] == 1
+    assert found.x[2].isfinite()
+
+
+def test_the_inverses_gradient_is_that_of_differences() -> None:
+    """gradcheck perturbs every argument, in both outputs: implicit differentiation against the solver itself."""
+    generator = torch.Generator().manual_seed(14)
+    logits, means, log_scales = torch.randn(3, 3, 6, dtype=torch.float64, generator=generator)
+    u = torch.randn(6, dtype=torch.float64, generator=generator)
+    arguments = [argument.clone().requires_grad_() for argument in (u, logits, means, 0.3 * log_scales)]
+    torch.autograd.gradcheck(lambda *a: mixture_logit_inverse(*a, dim=0), arguments, eps=1e-6, atol=1e-6)
+
+
+def test_the_inverses_gradient_is_the_inverse_of_the_forwards() -> None:
+    logits, means, log_scales = mixtures(300, seed=15)
+    parameters = logits, means, log_scales.clamp(min=0)  # where it is all but flat, many x share one u
+    x = torch.linspace(-9, 9, 300, dtype=torch.float64, requires_grad=True)
+    u, _ = mixture_logit(x, *parameters, dim=0)
+    again, _ = mixture_logit_inverse(u, *parameters, dim=0)
+    (gradient,) = torch.autograd.grad(again.sum(), x)
+    torch.testing.assert_close(gradient, torch.ones_like(gradient), rtol=1e-6, atol=1e-6)
+
+
+def test_where_no_gradient_is_asked_for_the_value_is_the_same() -> None:
+    parameters = mixtures(300, seed=16)
+    u = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(17))
+    without = mixture_logit_inverse(u, *parameters, dim=0)
+    with_gradient = mixture_logit_inverse(u.clone().requires_grad_(), *parameters, dim=0)
+    for one, other in zip(without, with_gradient, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=0, atol=0)

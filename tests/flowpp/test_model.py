@@ -155,3 +155,83 @@ def test_float_images_are_refused() -> None:
 def test_latents_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\); the model's are \(12, 16, 16\)"):
         FlowPP("tiny").decode(torch.zeros(1, 3, 32, 32))
+
+
+def test_log_prob_takes_its_noise_from_the_caller(model: FlowPP) -> None:
+    images = random_images(model.config, 3)
+    noise = torch.stack([model.draw_noise(3) for _ in range(4)])
+    weights = torch.stack([model.log_weight(images, draw) for draw in noise])
+    torch.testing.assert_close(model.log_prob(images, noise=noise[0]), weights[0])
+    torch.testing.assert_close(model.log_prob(images, noise=noise), weights.logsumexp(0) - math.log(4))
+    single = FlowPP(model.config).eval()
+    single.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    with torch.no_grad():
+        found = single.log_prob(images, noise=noise)  # float64 noise into a float32 model
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, model.log_prob(images, noise=noise).detach(), rtol=1e-4, atol=1e-3)
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    model = FlowPP(ModelConfig(**SMALL))
+    with pytest.raises(ValueError, match=r"noise of shape \(1, 3, 4, 2\) for images of shape \(1, 3, 4, 4\)"):
+        model.log_prob(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), noise=torch.zeros(1, 3, 4, 2))
+
+
+def test_a_bits_map_sums_to_the_weights_bits_and_lies_on_the_image(model: FlowPP) -> None:
+    images, noise = random_images(model.config, 3), model.draw_noise(3)
+    bits = model.bits_map(images, noise)
+    assert bits.shape == images.shape
+    total = -model.log_weight(images, noise) / math.log(2)
+    torch.testing.assert_close(bits.flatten(1).sum(1), total.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_bits_map_shows_where_an_image_is_unlikely() -> None:
+    """Without couplings the density is a product over the elements, and so must the map be."""
+    model = FlowPP(ModelConfig(**{**SMALL, "flow": ("squeeze",), "dequantizer": DequantizerConfig(kind="uniform")}))
+    model = model.double()
+    model.flow.register_parameter("place", torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    images = torch.full((1, 3, 4, 4), 128, dtype=torch.uint8)
+    images[0, 1, 2, 3] = 255
+    bits = model.bits_map(images, torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64))
+    unlike = (bits - bits[0, 0, 0, 0]).abs() > 1e-9
+    assert unlike.nonzero().tolist() == [[0, 1, 2, 3]]
+
+
+def test_decode_and_sample_have_gradients(model: FlowPP) -> None:
+    latents = torch.randn(1, *model.config.latent_shape, dtype=torch.float64, requires_grad=True)
+    v = model.decode(latents, continuous=True)
+    weight = torch.randn_like(v)
+    gradients = torch.autograd.grad((v * weight).sum(), [latents, *model.flow.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    direction = torch.randn_like(latents)
+    with torch.no_grad():
+        ahead, behind = (model.decode(latents + step * direction, continuous=True) for step in (1e-6, -1e-6))
+    difference = ((ahead - behind) * weight).sum() / 2e-6
+    torch.testing.assert_close((gradients[0] * direction).sum(), difference, rtol=1e-4, atol=1e-4)
+    assert model.sample(2, seed=1, continuous=True).requires_grad
+    assert torch.equal(
+        model.sample(2, seed=1, continuous=True).floor().clamp(0, model.config.levels - 1).to(torch.uint8),
+        model.sample(2, seed=1),
+    )
+
+
+def test_log_density_is_the_flows_and_has_a_gradient(model: FlowPP) -> None:
+    images, noise = random_images(model.config, 2), model.draw_noise(2)
+    v = model.dequantize(images, noise).detach().requires_grad_()
+    terms = model.weight_terms(images, noise)
+    torch.testing.assert_close(model.log_density(v), terms.prior + terms.log_det)
+    (gradient,) = torch.autograd.grad(model.log_density(v).sum(), v)
+    direction = torch.randn_like(v)
+    with torch.no_grad():
+        difference = (model.log_density(v + 1e-6 * direction) - model.log_density(v - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), difference, rtol=1e-4, atol=1e-4)
+
+
+def test_encode_keeps_u_away_from_the_boundaries() -> None:
+    """Noise at the very ends of the unit interval decodes to the same image nevertheless, in float32."""
+    torch.manual_seed(0)
+    model = FlowPP(ModelConfig(**{**SMALL, "dequantizer": DequantizerConfig(kind="uniform")})).eval()
+    images = random_images(model.config, 16)
+    model.initialize(images)
+    for end in (0.0, 1 - 2**-24):
+        assert torch.equal(model.decode(model.encode(images, noise=torch.full(images.shape, end))), images)

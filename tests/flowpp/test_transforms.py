@@ -16,6 +16,7 @@ from flowpp.transforms import (
     ImageLogit,
     Inverse,
     Normalization,
+    Permutation,
     Pointwise,
     Sigmoid,
     Squeeze,
@@ -104,6 +105,26 @@ def test_the_inverses_log_det_is_the_negative(transform: Transform, x: Tensor, c
     y, log_det = transform(x, context)
     _, inverse_log_det = transform.inverse(y, context)
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-8)
+
+
+def test_the_shares_of_the_log_det_sum_to_it(transform: Transform, x: Tensor, context: Tensor) -> None:
+    if isinstance(transform, Compose) and any(
+        isinstance(part, Inverse) and not isinstance(part.transform, Permutation) for part in transform.transforms
+    ):
+        with pytest.raises(NotImplementedError, match="inverse Sigmoid"):
+            transform.attribute(x, torch.zeros_like(x), context)
+        return
+    y, log_det = transform(x, context)
+    start = torch.randn_like(x)
+    moved, share = transform.attribute(x, start, context)
+    torch.testing.assert_close(moved, y)
+    torch.testing.assert_close((share.flatten(1).sum(1) - start.flatten(1).sum(1)), log_det, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["squeeze", "columns", "flip"])
+def test_a_share_moves_with_its_element(name: str, x: Tensor) -> None:
+    y, share = TRANSFORMS[name]().attribute(x, x)
+    torch.testing.assert_close(share, y, rtol=0, atol=0)
 
 
 def jacobian_log_det(transform: Transform, x: Tensor, context: Tensor) -> Tensor:

@@ -1,0 +1,10 @@
+"""The documents: what is generated is up to date."""
+
+from pathlib import Path
+
+from docs import architecture
+
+
+def test_the_figure_of_the_architecture_is_what_the_code_draws(tmp_path: Path) -> None:
+    architecture.write("cifar10", tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_bytes() == architecture.FIGURE.read_bytes(), "run `make docs`"
