@@ -14,7 +14,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-gpu lint serve bench-likelihood docs clean lock
+.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -25,11 +25,17 @@ demo: install  ## train, score and sample through the service on real photograph
 	@$(BIN)/python -m examples.demo
 
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
-test: lint  ## lint, then run every test but those marked gpu and slow
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow"
+test: lint  ## lint, then run every test but those marked gpu, slow, faults and soak
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not faults and not soak"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+test-faults: install  ## kill and damage what training needs, and print what it cost
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py
+
+soak: install  ## 30 jobs under random faults for ten minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak
 
 test-gpu: install  ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu

@@ -28,6 +28,7 @@ from flowpp.learner import Learner
 from flowpp.likelihood import Likelihood, likelihood, to_symbols
 from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
+from flowpp.processes import Processes
 from flowpp.sampling import decode, encode, latent_of_seed
 from flowpp.training import Batches, train
 
@@ -88,8 +89,9 @@ def trained_small(images: RealImages, device: torch.device) -> FlowPP:
 def cifar10(images: RealImages, device: torch.device, steps: int) -> tuple[FlowPP, FlowPP]:
     """The paper's model as initialized, and after some steps."""
     recipe = TrainingConfig(steps=steps, batch_size=4, init_batch_size=32, warmup_steps=0, learning_rate=3e-4)
-    batches = Batches(images.training, recipe)
-    learner = Learner(PRESETS["cifar10"].model, recipe, device)
+    alone = Processes(0, 1, device)
+    batches = Batches(images.training, recipe, alone)
+    learner = Learner(PRESETS["cifar10"].model, recipe, alone)
     say("cifar10: initialization")
     learner.initialize(to_symbols(batches.first(), learner.model))
     fresh = deepcopy(learner.model).eval()

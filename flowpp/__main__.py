@@ -75,24 +75,35 @@ def train(
     """Begins a run, or goes on with the one in RUN_DIRECTORY from its newest checkpoint.
 
     Ctrl-C and SIGTERM write a checkpoint and end it; the same command goes on from there. metrics.jsonl,
-    checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY.
+    checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY. Several processes share each batch under
+    `python -m torch.distributed.run --nproc-per-node N -m flowpp train RUN_DIRECTORY`.
     """
     run = RunDirectory(run_directory)
     with stopping_on_signals() as stop:
-        place = _device(device)
-        if data is not None:
-            declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
-        elif preset or steps or overrides or resume_from:
+        _device(device)
+        if data is None and (preset or steps or overrides or resume_from):
             raise BadInput("--preset, --steps, --set and --resume-from begin a new run and need --data")
-        elif not (run_directory / CONFIG).exists():
+        if data is None and not (run_directory / CONFIG).exists():
             raise BadInput(f"{run_directory} holds no run to go on with; begin one with --data IMAGES")
-        from flowpp.recording import record
+        from flowpp.processes import joined
+        from flowpp.recording import record, record_failure
         from flowpp.training import train as events
 
-        with record(run) as recorder:
-            total = run.config.training.steps
-            for event in show_training(events(run_directory, device=place, stop=stop.is_set), total, json_events):
-                recorder.step = event.step
+        with joined(device.value) as processes:
+            if not processes.leader:
+                processes.told(None)
+                with record_failure(run):
+                    for _ in events(run_directory, device=device.value, stop=stop.is_set):
+                        pass
+                return
+            if data is not None:
+                declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
+            processes.told(None)
+            with record(run, alone=processes.size == 1) as recorder:
+                total = run.config.training.steps
+                shown = events(run_directory, device=device.value, stop=stop.is_set)
+                for event in show_training(shown, total, json_events):
+                    recorder.step = event.step
     errors.print(recorder.sentence)
 
 

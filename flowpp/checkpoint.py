@@ -44,6 +44,7 @@ class Manifest(Frozen):
     images_seen: int = Field(0, ge=0)
     metrics: dict[str, float] = Field({}, description="Of this very step; validation only where it was evaluated.")
     unlogged: dict[str, float] = Field({}, description="Sums over the steps since the last metrics, for a resume.")
+    learning_rate_factor: float = Field(1, gt=0, le=1, description="Less than 1 after the run was rolled back.")
     dataset_sha256: str | None = Field(None, description="Content hash of the image set.")
     source_sha256: str | None = Field(None, description="Of the authors' file that the weights came from.")
     created_at: float = Field(description="Unix time in seconds.")

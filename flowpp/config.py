@@ -154,6 +154,13 @@ class TrainingConfig(Frozen):
 
     steps: int = Field(312_500, ge=1, le=100_000_000, description="Optimizer steps in all.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images a step, over all processes.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Images a forward pass of a process; gradients of several add up to the batch's. All if not given.",
+    )
+    num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch, each with its own device.")
     init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
     warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")
@@ -182,6 +189,8 @@ class TrainingConfig(Frozen):
                 f"warmup_steps ({self.warmup_steps}) and cooldown_steps ({self.cooldown_steps}) together "
                 f"exceed steps ({self.steps})"
             )
+        if self.num_processes > self.batch_size:
+            raise ValueError(f"num_processes ({self.num_processes}) exceeds batch_size ({self.batch_size})")
         steps = [self.warmup_steps, *(milestone.step for milestone in self.milestones)]
         if steps != sorted(steps):
             raise ValueError(f"milestones must be in the order of their steps, after the warm-up: {steps}")

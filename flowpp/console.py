@@ -46,6 +46,8 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
     if as_json or not sys.stdout.isatty():
         for event in events:
             _print_event(event)
+            if event.note:
+                errors.print(event.note)
             yield event
         return
     columns = (
@@ -63,6 +65,8 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
         for event in events:
             if task is None:  # a resumed run begins further on; the estimate must not take that for speed
                 task = progress.add_task("", total=steps, completed=event.step - 1, numbers="")
+            if event.note:
+                errors.print(event.note)
             latest |= event.metrics
             progress.update(task, completed=event.step, numbers=_numbers(latest))
             yield event

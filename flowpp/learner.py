@@ -2,24 +2,30 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest
 from flowpp.config import Milestone, ModelConfig, TrainingConfig
 from flowpp.model import FlowPP
+from flowpp.processes import Processes
 from flowpp.seeds import Stream, seed_of
 from flowpp.weights import read_tensors, write_checkpoint
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
 
 
+MOST_SKIPPED = 5
+"""Steps in a row whose gradient may not be finite; each is skipped, and leaves the weights as they are."""
+
+
 class NonFiniteLoss(ArithmeticError):
-    """The loss or the gradient of a step is not finite; the weights are lost from that step on."""
+    """Losses or gradients are not finite any more, step after step."""
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
@@ -27,42 +33,85 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Learner:
-    """`model` and its moving average `ema`, on a device, after `step` optimizer steps.
+    """`model` and its moving average `ema`, alike in each of `processes`, after `step` optimizer steps.
 
     `images_seen` is also the position in the order of the data.
 
     The randomness of a step (dequantizer's noise, dropout) comes from generators that are seeded by (seed, step)
     and put back afterwards: a resumed run needs no generator's state, and nobody else's draws change a run.
+
+    `learning_rate_factor` is 1, and less after a run was rolled back; a checkpoint keeps it.
     """
 
-    def __init__(self, model: ModelConfig, training: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, model: ModelConfig, training: TrainingConfig, processes: Processes) -> None:
         self.training = training
-        self.device = device
+        self.processes = processes
+        self.device = processes.device
         with self._random(Stream.WEIGHTS):
-            self.model = FlowPP(model).to(device).train()
+            self.model = FlowPP(model).to(self.device).train()
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0)
         self.step = 0
         self.images_seen = 0
-        self.unlogged = Sums()
+        self.learning_rate_factor = 1.0
+        self.unlogged = Sums(processes)
+        self._skipped = 0
+        self._parallel: nn.Module | None = None
 
     def initialize(self, images: Tensor) -> None:
-        """Data-dependent initialization from uint8 images [B, C, H, W]; the EMA starts as a copy of its result."""
-        with self._random(Stream.WEIGHTS):
-            self.model.initialize(images.to(self.device))
+        """Data-dependent initialization from uint8 images [B, C, H, W]; the EMA starts as a copy of its result.
+
+        The leader does it, and the others take its weights over.
+        """
+        if self.processes.leader:
+            with self._random(Stream.WEIGHTS):
+                self.model.initialize(images.to(self.device))
+        self._parallel = self.processes.parallel(_BitsPerDim(self.model))
         self.ema.load_state_dict(self.model.state_dict())
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self.learning_rate_factor * learning_rate(self.training, self.step)
+
     def take_step(self, images: Tensor) -> None:
-        """One step of Adam on the mean bits/dim of uint8 images [B, C, H, W]."""
+        """One step of Adam on the mean bits/dim of a batch, of which uint8 `images` [b, C, H, W] are this process's.
+
+        They are its share of `training.batch_size`, and pass in pieces of `micro_batch_size` where that is less. The
+        noise is drawn for the whole batch in each process, so that it does not depend on their number.
+
+        A step whose gradient is not finite is skipped. Raises `NonFiniteLoss` after `MOST_SKIPPED` of them in a row.
+        """
         self.step += 1
-        self.images_seen += len(images)
+        self.images_seen += self.training.batch_size
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.training, self.step)
-        with self._random(Stream.STEP, self.step):
-            loss = self.model.bits_per_dim(images.to(self.device, non_blocking=True)).mean()
+            group["lr"] = self.learning_rate
         self.optimizer.zero_grad()
-        loss.backward()
+        with self._random(Stream.STEP, self.step):
+            share = self.processes.share(self.training.batch_size)
+            noise = self.model.draw_noise(self.training.batch_size)[share.start : share.stop]
+            if self.processes.size > 1:  # dropout differs between the processes
+                torch.manual_seed(seed_of(self.training.seed, Stream.STEP, self.step, 1 + self.processes.rank))
+            loss = self._accumulate(images.to(self.device, non_blocking=True), noise)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip)
+        self.unlogged.add(loss, norm)
+        if norm.isfinite():
+            self._skipped = 0
+            self._update()
+        else:
+            self._skip(loss, norm)
+
+    def _skip(self, loss: Tensor, norm: Tensor) -> None:
+        self._skipped += 1
+        if self._skipped == MOST_SKIPPED:
+            whole = self.processes.sum(loss.clone())
+            raise NonFiniteLoss(
+                self.step,
+                f"{MOST_SKIPPED} steps in a row were not finite: at step {self.step} the loss was {whole:.4g} "
+                f"bits/dim, its gradient's norm {norm:.4g}",
+            )
+
+    def _update(self) -> None:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -70,10 +119,31 @@ class Learner:
             )
             for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
                 average.copy_(buffer)
-        self.unlogged.add(self.step, loss.detach(), norm)
+
+    def _accumulate(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Gradients of the batch's mean bits/dim; this process's part of it, a scalar."""
+        if self._parallel is None:
+            self._parallel = self.processes.parallel(_BitsPerDim(self.model))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        length = self.training.micro_batch_size or len(images)
+        starts = range(0, len(images), length)
+        for start in starts:
+            piece = slice(start, start + length)
+            waiting = start != starts[-1] and isinstance(self._parallel, DistributedDataParallel)
+            with self._parallel.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+                loss = self._parallel(images[piece], noise[piece]).sum() / self.training.batch_size
+                (loss * self.processes.size).backward()  # the average over the processes undoes the factor
+            total += loss.detach()
+        return total
 
     def save(self, directory: Path, *, metrics: Mapping[str, float], dataset_sha256: str) -> None:
-        """Writes a checkpoint from which `load` goes on bit for bit. Raises `NonFiniteLoss` rather than save NaN."""
+        """Writes a checkpoint from which `load` goes on bit for bit.
+
+        Only the leader writes; the others go on.
+        """
+        unlogged = self.unlogged.read()
+        if not self.processes.leader:
+            return
         write_checkpoint(
             directory,
             {MODEL: self.model.state_dict(), EMA: self.ema.state_dict(), OPTIMIZER: self._moments()},
@@ -82,7 +152,8 @@ class Learner:
             step=self.step,
             images_seen=self.images_seen,
             metrics=metrics,
-            unlogged=self.unlogged.read(),
+            unlogged=unlogged,
+            learning_rate_factor=self.learning_rate_factor,
             dataset_sha256=dataset_sha256,
         )
 
@@ -98,7 +169,8 @@ class Learner:
         }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step, self.images_seen = manifest.step, manifest.images_seen
-        self.unlogged = Sums(manifest.unlogged)
+        self.learning_rate_factor = manifest.learning_rate_factor
+        self.unlogged = Sums(self.processes, manifest.unlogged)
 
     def _moments(self) -> dict[str, Tensor]:
         """Adam's state; of a parameter that no gradient has reached yet, the zeros that it would begin with."""
@@ -117,42 +189,59 @@ class Learner:
             yield
 
 
+class _BitsPerDim(nn.Module):
+    """bits/dim, float64 [b], of images under their noise: the forward pass that the processes share."""
+
+    def __init__(self, model: FlowPP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        return self.model.log_prob(images, noise=noise) / (-math.log(2) * self.model.config.dimensions)
+
+
 class Sums:
-    """Sums over the steps since the last metrics. They stay on the device until read, many at once."""
+    """Sums over the steps since the last metrics. They stay on the device until read, many at once.
+
+    Each process adds its part of a loss; all read together. Steps that are not finite are only counted.
+    """
 
     _MOST_PENDING = 100
 
-    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
-        self._sums: dict[str, float] = {"steps": 0, "bits_per_dim": 0.0, "gradient_norm": 0.0, **(sums or {})}
-        self._pending: list[tuple[int, Tensor]] = []
+    def __init__(self, processes: Processes, sums: Mapping[str, float] | None = None) -> None:
+        self._processes = processes
+        nothing = {"steps": 0, "bits_per_dim": 0.0, "gradient_norm": 0.0, "skipped_steps": 0}
+        self._sums: dict[str, float] = {**nothing, **(sums or {})}
+        self._pending: list[Tensor] = []
 
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def add(self, loss: Tensor, norm: Tensor) -> None:
         """Of one step, scalars on the device."""
-        self._pending.append((step, torch.stack((loss.double(), norm.double()))))
+        self._pending.append(torch.stack((loss.double(), norm.double())))
         if len(self._pending) == self._MOST_PENDING:
             self.read()
 
     def read(self) -> dict[str, float]:
-        """The sums, after what is pending was fetched. Raises `NonFiniteLoss` for the first step that is not finite."""
+        """The sums, after what is pending was fetched."""
         if self._pending:
-            values = torch.stack([value for _, value in self._pending]).tolist()
-            for (step, _), (loss, norm) in zip(self._pending, values, strict=True):
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise NonFiniteLoss(
-                        step, f"at step {step} the loss was {loss:.4g} bits/dim, its gradient's norm {norm:.4g}"
-                    )
-                self._sums["steps"] += 1
-                self._sums["bits_per_dim"] += loss
-                self._sums["gradient_norm"] += norm
+            stacked = torch.stack(self._pending)
+            stacked[:, 0] = self._processes.sum(stacked[:, 0].contiguous())
+            for loss, norm in stacked.tolist():
+                if math.isfinite(loss) and math.isfinite(norm):
+                    self._sums["steps"] += 1
+                    self._sums["bits_per_dim"] += loss
+                    self._sums["gradient_norm"] += norm
+                else:
+                    self._sums["skipped_steps"] += 1
             self._pending.clear()
         return dict(self._sums)
 
     def means(self) -> dict[str, float]:
-        """The metrics train_bits_per_dim and gradient_norm (before clipping); none without steps."""
+        """The metrics train_bits_per_dim and gradient_norm (before clipping); skipped_steps where there were any."""
         sums = self.read()
+        skipped = {"skipped_steps": sums["skipped_steps"]} if sums["skipped_steps"] else {}
         if not sums["steps"]:
-            return {}
-        return {
+            return skipped
+        return skipped | {
             "train_bits_per_dim": sums["bits_per_dim"] / sums["steps"],
             "gradient_norm": sums["gradient_norm"] / sums["steps"],
         }

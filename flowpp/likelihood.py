@@ -140,17 +140,23 @@ class Likelihood:
 
 
 def likelihood(
-    model: FlowPP, images: np.ndarray, importance_samples: int = 1, batch_size: int = BATCH_SIZE, seed: int = 0
+    model: FlowPP,
+    images: np.ndarray,
+    importance_samples: int = 1,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Batch for batch estimates, float64 [b, 6], of 8-bit images, uint8 [N, H, W, C], in their order.
 
     The dequantizer's noise is a function of (seed, index of the image, importance sample) alone: another batch
-    size gives the same numbers but for rounding. Raises `BadImages` for images that are not of the model's shape.
+    size gives the same numbers but for rounding. `first` is the index of the first image, in a part of a set. Raises
+    `BadImages` for images that are not of the model's shape.
     """
     step = max(1, batch_size // importance_samples)
     for start in range(0, len(images), step):
         batch = images[start : start + step]
-        seeds = [seed_of(seed, start + i) for i in range(len(batch))]
+        seeds = [seed_of(seed, first + start + i) for i in range(len(batch))]
         yield estimate(model, batch, seeds, importance_samples, batch_size)
 
 

@@ -24,10 +24,22 @@ class Recorder:
 
 
 @contextmanager
-def record(run: RunDirectory) -> Iterator[Recorder]:
+def record_failure(run: RunDirectory) -> Iterator[None]:
+    """For the other processes of a run: writes a result where the block raises `TrainingError`; it is raised on."""
+    try:
+        yield
+    except TrainingError as error:
+        run.write_result(Result(status="failed", step=error.step or 0, code=error.code, message=str(error)))
+        raise
+
+
+@contextmanager
+def record(run: RunDirectory, alone: bool = True) -> Iterator[Recorder]:
     """Removes an older result, and writes one at the end of the block.
 
     That is succeeded after the steps of the recipe, stopped before, failed by what the block raises; it is raised on.
+    A process that is not `alone` leaves no result of a `RuntimeError`: it may be but the end of another process, which
+    has written its own, or was killed.
     """
     (run.path / RESULT).unlink(missing_ok=True)
     checkpoint = newest_complete(run.path)
@@ -39,6 +51,8 @@ def record(run: RunDirectory) -> Iterator[Recorder]:
         _finish(run, recorder, Result(status="stopped", step=recorder.step, message=message))
         raise
     except BaseException as error:
+        if isinstance(error, RuntimeError) and not alone:
+            raise
         message = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
         code: Code = error.code if isinstance(error, TrainingError) else "internal"
         _finish(run, recorder, Result(status="failed", step=recorder.step, code=code, message=message))

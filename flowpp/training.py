@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowpp.checkpoint import newest_complete, read_manifest
+from flowpp.checkpoint import checkpoint_directories, newest_complete, read_manifest, step_of
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import BadImages, ImageSet, open_image_set
-from flowpp.devices import is_out_of_memory, resolve_device
-from flowpp.learner import Learner, NonFiniteLoss, Sums, learning_rate
-from flowpp.likelihood import Likelihood, check_shape, likelihood, to_symbols
+from flowpp.devices import is_out_of_memory
+from flowpp.learner import Learner, NonFiniteLoss, Sums
+from flowpp.likelihood import COLUMNS, Likelihood, check_shape, likelihood, to_symbols
 from flowpp.model import FlowPP
+from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
 from flowpp.seeds import Stream, seed_of
 
@@ -26,13 +27,18 @@ class Event:
     """One optimizer step was taken.
 
     `metrics` are those of metrics.jsonl, empty where none were due; `checkpoint` is the directory of the one that
-    was written after this step, if one was.
+    was written after this step, if one was; `note` says what happened before it, where that was no step.
     """
 
     step: int
     images_seen: int
     metrics: dict[str, float]
     checkpoint: Path | None
+    note: str | None = None
+
+
+ROLLBACK_FACTOR = 0.1
+"""Of the learning rate, after losses that were not finite."""
 
 
 def never() -> bool:
@@ -57,67 +63,121 @@ def train(
 
     Who iterates decides: after each step `stop` is asked, and where it says yes, a checkpoint is written and the
     generator ends. Who merely ceases to iterate loses the steps since the last checkpoint and can resume, too.
-    A resumed run goes on bit for bit (on a CPU with the same number of threads) and repeats no step in metrics.jsonl.
+    A resumed run goes on bit for bit (on a CPU with the same number of threads and processes) and repeats no step in
+    metrics.jsonl. Under `torch.distributed.run` the processes share each batch, and the first of them writes the files.
 
     Raises `TrainingError`; `BadRunDirectory`, `BadCheckpoint` and `ValueError` for arguments that do not fit.
     """
-    run, config, image_set = _prepare(Path(run_directory), model, training, images, resume_from)
-    recipe = config.training
-    place = resolve_device(device)
-    batches = Batches(image_set.training, recipe)
-    validation = _spread(image_set.validation, recipe.evaluation_images)
+    with joined(device) as processes:
+        yield from _train(Path(run_directory), model, training, images, processes, resume_from, stop)
 
-    with naming_failures(recipe, place):
-        learner = Learner(config.model, recipe, place)
+
+def _train(
+    directory: Path,
+    model: ModelConfig | None,
+    training: TrainingConfig | None,
+    images: ImageSet | Path | None,
+    processes: Processes,
+    resume_from: Path | None,
+    stop: Callable[[], bool],
+) -> Iterator[Event]:
+    if processes.leader:  # builds the image set, which the others then find
+        run, config, image_set = _prepare(directory, model, training, images, resume_from)
         checkpoint = _find_checkpoint(run, config, image_set)
-        if checkpoint:
-            learner.load(checkpoint)
-        else:
-            learner.initialize(to_symbols(batches.first(), learner.model))
+        processes.told(checkpoint)
+    else:
+        checkpoint = processes.told(None)
+        run, config, image_set = _prepare(directory, model, training, images, resume_from)
+    with naming_failures(config.training, processes.device):
+        learner = _learner(config, image_set, processes, checkpoint)
+        note = _origin(run, checkpoint) if processes.leader else None
+        try:
+            yield from _steps(run, config, image_set, learner, stop, note)
+        except NonFiniteLoss as error:
+            if learner.learning_rate_factor < 1:
+                raise
+            checkpoint = processes.told(_find_checkpoint(run, config, image_set) if processes.leader else None)
+            learner = _learner(config, image_set, processes, checkpoint)
+            learner.learning_rate_factor = ROLLBACK_FACTOR
+            rolled_back = f"{error}; rolled back to step {learner.step}, with {ROLLBACK_FACTOR} of the learning rate"
+            yield from _steps(run, config, image_set, learner, stop, rolled_back)
+
+
+def _learner(config: RunConfig, image_set: ImageSet, processes: Processes, checkpoint: Path | None) -> Learner:
+    """As the checkpoint has it, or at the beginning."""
+    learner = Learner(config.model, config.training, processes)
+    if checkpoint:
+        learner.load(checkpoint)
+    else:
+        first = Batches(image_set.training, config.training, processes).first()
+        learner.initialize(to_symbols(first, learner.model))
+    return learner
+
+
+def _steps(
+    run: RunDirectory,
+    config: RunConfig,
+    image_set: ImageSet,
+    learner: Learner,
+    stop: Callable[[], bool],
+    note: str | None,
+) -> Iterator[Event]:
+    """The steps that are left. `note` goes with the first event."""
+    recipe, processes = config.training, learner.processes
+    batches = Batches(image_set.training, recipe, processes)
+    validation = _spread(image_set.validation, recipe.evaluation_images)
+    if processes.leader:
         run.sweep(learner.step)
         run.truncate_metrics(learner.step)
 
-        stopping = stop()
-        seconds, timed_images = 0.0, 0
-        while learner.step < recipe.steps and not stopping:
-            start = time.perf_counter()
-            learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
-            step, images_seen = learner.step, learner.images_seen
-            timed_images += recipe.batch_size
-            stopping = stop()
+    stopping = processes.any(stop())
+    seconds, timed_images = 0.0, 0
+    while learner.step < recipe.steps and not stopping:
+        start = time.perf_counter()
+        learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
+        step, images_seen = learner.step, learner.images_seen
+        timed_images += recipe.batch_size
+        stopping = processes.any(stop())
 
-            last = step == recipe.steps
-            evaluating = len(validation) > 0 and (last or step % recipe.evaluation_every == 0)
-            saving = last or step % recipe.checkpoint_every == 0
-            metrics: dict[str, float] = {}
-            if evaluating or saving or step % recipe.log_every == 0:
-                metrics = {"learning_rate": learning_rate(recipe, step), **learner.unlogged.means()}
-                learner.unlogged = Sums()
-            seconds += time.perf_counter() - start
-            if metrics:
-                metrics["images_per_second"] = timed_images / seconds
-                seconds, timed_images = 0.0, 0
-            if evaluating:
-                metrics |= _evaluate(learner.ema, validation, recipe.seed, step)
-            if metrics:
-                run.append_metrics(step, images_seen, metrics)
+        last = step == recipe.steps
+        evaluating = len(validation) > 0 and (last or step % recipe.evaluation_every == 0)
+        saving = last or step % recipe.checkpoint_every == 0
+        metrics: dict[str, float] = {}
+        if evaluating or saving or step % recipe.log_every == 0:
+            metrics = {"learning_rate": learner.learning_rate, **learner.unlogged.means()}
+            learner.unlogged = Sums(processes)
+        seconds += time.perf_counter() - start
+        if metrics:
+            metrics["images_per_second"] = timed_images / seconds
+            seconds, timed_images = 0.0, 0
+        if evaluating:
+            metrics |= _evaluate(learner.ema, validation, recipe.seed, step, processes)
+        if metrics and processes.leader:
+            run.append_metrics(step, images_seen, metrics)
 
-            checkpoint = None
-            if saving or stopping:
-                checkpoint = run.checkpoint(step)
+        written = None
+        if saving or stopping:
+            known = metrics or learner.unlogged.means()
+            if processes.leader:
+                written = run.checkpoint(step)
                 run.sync_metrics()
-                known = metrics or learner.unlogged.means()
-                learner.save(checkpoint, metrics=known, dataset_sha256=image_set.sha256)
+            learner.save(run.checkpoint(step), metrics=known, dataset_sha256=image_set.sha256)
+            if processes.leader:
                 run.prune(recipe.keep_checkpoints)
-            yield Event(step, images_seen, metrics, checkpoint)
+        yield Event(step, images_seen, metrics, written, note)
+        note = None
 
 
 class Batches:
-    """The training images in the order of the run: a permutation an epoch, one after the other, cut into batches."""
+    """The training images in the order of the run: a permutation an epoch, one after the other, cut into batches.
 
-    def __init__(self, images: np.ndarray, recipe: TrainingConfig) -> None:
+    Of a batch, a process reads its share.
+    """
+
+    def __init__(self, images: np.ndarray, recipe: TrainingConfig, processes: Processes) -> None:
         self.images = images
         self.recipe = recipe
+        self._share = processes.share(recipe.batch_size)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def first(self) -> np.ndarray:
@@ -125,8 +185,8 @@ class Batches:
         return self._taken(range(min(self.recipe.init_batch_size, len(self.images))))
 
     def after(self, images_seen: int) -> np.ndarray:
-        """The next images, uint8 [batch_size, H, W, C]."""
-        return self._taken(range(images_seen, images_seen + self.recipe.batch_size))
+        """This process's share of the next batch, uint8 [b, H, W, C]."""
+        return self._taken(range(images_seen + self._share.start, images_seen + self._share.stop))
 
     def _taken(self, positions: range) -> np.ndarray:
         n = len(self.images)
@@ -177,15 +237,33 @@ def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) 
     return checkpoint
 
 
+def _origin(run: RunDirectory, checkpoint: Path | None) -> str | None:
+    """What the run takes up, in words; damaged checkpoints that it passes over are named."""
+    found = None if checkpoint is None else f"goes on from {checkpoint.name}"
+    own = checkpoint is not None and checkpoint.parent == run.checkpoint(0).parent
+    step = step_of(checkpoint) if own and checkpoint is not None else 0
+    damaged = [path.name for path in checkpoint_directories(run.path) if step_of(path) > step]
+    if damaged:
+        return f"damaged, and passed over: {', '.join(damaged)}; {found or 'begins anew'}"
+    return found
+
+
 def _spread(images: np.ndarray, most: int) -> np.ndarray:
     """At most `most` images, evenly spaced: neighbours in a set are often alike."""
     n = min(most, len(images))
     return images[np.arange(n) * len(images) // max(n, 1)]
 
 
-def _evaluate(model: FlowPP, images: np.ndarray, seed: int, step: int) -> dict[str, float]:
-    """Validation metrics under noise that is the same each time."""
-    estimates = np.concatenate(list(likelihood(model, images, seed=seed_of(seed, Stream.VALIDATION))))
+def _evaluate(model: FlowPP, images: np.ndarray, seed: int, step: int, processes: Processes) -> dict[str, float]:
+    """Validation metrics under noise that is the same each time; each process scores its share of the images."""
+    share = processes.share(len(images))
+    estimates = np.zeros((len(images), len(COLUMNS)))
+    if share:
+        own = likelihood(
+            model, images[share.start : share.stop], seed=seed_of(seed, Stream.VALIDATION), first=share.start
+        )
+        estimates[share.start : share.stop] = np.concatenate(list(own))
+    estimates = processes.sum(torch.from_numpy(estimates).to(processes.device)).cpu().numpy()
     scored = Likelihood(estimates, model.config.dimensions, importance_samples=1, seed=seed)
     metrics = {"validation_bits_per_dim": scored.mean}
     if scored.standard_error is not None:

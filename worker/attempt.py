@@ -19,7 +19,9 @@ from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.durable import replace_file
 from flowpp.run_directory import CONFIG, METRICS, RESULT, RunConfig, RunDirectory
+from worker.artifacts import DamagedArtifact
 from worker.jobs import Job
+from worker.refusals import NotFound
 from worker.service import Service
 
 _LOCK = "process"
@@ -33,7 +35,7 @@ class ProcessRemains(RuntimeError):
 def prepare(service: Service, job: Job) -> RunDirectory:
     """The attempt's run directory, with its configuration, and the newest checkpoint and the metrics up to it.
 
-    Raises `flowpp.data.BadImages`, `DamagedArtifact` and `ProcessRemains`.
+    Raises `flowpp.data.BadImages`, `DamagedArtifact` (of the images) and `ProcessRemains`.
     """
     run = _take_over(service.run_directory(job.id), job.attempt)
     images = service.datasets.open(job.request["dataset"])
@@ -97,11 +99,17 @@ def _restore_checkpoint(service: Service, job: Job, run: RunDirectory) -> int:
     """Copies the newest checkpoint from the store where it is newer than the directory's own; its step, or 0."""
     own = newest_complete(run.path)
     step = read_manifest(own).step if own else 0
-    stored = service.checkpoints.of_job(job.id)
-    if stored and stored[-1].step > step:
-        step = stored[-1].step
-        shutil.rmtree(run.checkpoint(step), ignore_errors=True)  # a damaged one
-        service.checkpoints.copy(stored[-1], run.checkpoint(step))
+    for checkpoint in reversed(service.checkpoints.of_job(job.id)):
+        if checkpoint.step <= step:
+            break
+        shutil.rmtree(run.checkpoint(checkpoint.step), ignore_errors=True)  # a damaged one
+        try:
+            service.checkpoints.copy(checkpoint, run.checkpoint(checkpoint.step))
+        except (DamagedArtifact, NotFound) as error:
+            line = f"checkpoint {checkpoint.id} of step {checkpoint.step} is damaged, and passed over: {error}"
+            service.events.append(job, "log", {"line": line, "level": "warning"})
+            continue
+        return checkpoint.step
     return step
 
 

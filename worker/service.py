@@ -62,6 +62,9 @@ class Service:
         if dataset.num_images == dataset.num_validation:
             raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
         plan = _plan_training(request, dataset)
+        if plan["training"]["num_processes"] > self.settings.max_processes:
+            most = self.settings.max_processes
+            raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
         uses = [dataset.id]
         if request.resume_from is not None:
             checkpoint = self.checkpoints.resolve(request.resume_from)

@@ -1,5 +1,6 @@
 """Settings of the service: environment variables FLOWPP_..."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,13 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(15, gt=0, le=3600, description="A worker silent for so long has lost its job.")
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts that may fail before the job does.")
     grace_seconds: float = Field(15, ge=0, le=3600, description="From SIGTERM to SIGKILL of a training process.")
+
+    max_processes: int = Field(
+        default_factory=lambda: min(64, os.cpu_count() or 1),
+        ge=1,
+        le=64,
+        description="Processes that a training job may have: a worker's GPUs; by default this machine's cores.",
+    )
 
     max_queued_training: int = Field(1_000, ge=1, description="Training jobs that may wait.")
     max_queued_inference: int = Field(1_000, ge=1, description="Likelihood and sampling jobs that may wait.")

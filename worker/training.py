@@ -9,10 +9,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowpp.checkpoint import BadCheckpoint
+from flowpp.checkpoint import BadCheckpoint, step_of
 from flowpp.data import BadImages
 from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, Result, RunDirectory
 from worker import child
@@ -30,6 +31,8 @@ LOG = "log.txt"
 _ARTIFACTS = (CONFIG, METRICS, RESULT, CURVE, LOG)
 _LOOK_SECONDS = 0.2
 _MAX_LINE = 2_000
+_STORE_PAUSE_SECONDS = 1
+_STORE_PATIENCE_SECONDS = 300
 _BAD_INPUT = 2  # the command line's exit status for what another attempt would not mend
 
 
@@ -59,9 +62,8 @@ def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) ->
     reporter = Reporter(service, job, run)
     status, asked = _supervise(service, job, run, reporter, lease, shutdown)
     became, failure = outcome(run, status, asked)
-    return service.jobs.end(
-        job, became, error=failure, result=reporter.result(), artifacts=_store_artifacts(service, job, run)
-    )
+    artifacts = _patiently(lambda: _store_all(service, job, run, reporter))
+    return service.jobs.end(job, became, error=failure, result=reporter.result(), artifacts=artifacts)
 
 
 def _supervise(
@@ -70,9 +72,8 @@ def _supervise(
     """Runs the child to its end; its exit status, and whether it was asked to stop. Raises `StaleAttempt`."""
     asked_at: float | None = None
     with held(run) as lock:
-        process = child.start(
-            [sys.executable, "-m", "flowpp", "train", run.path], run.path / LOG, pass_fds=[lock.fileno()]
-        )
+        command = training_command(run, job.plan["training"].get("num_processes", 1), service.settings.grace_seconds)
+        process = child.start(command, run.path / LOG, pass_fds=[lock.fileno()])
         say_process(lock, process.pid)
     try:
         while not _ended(process):
@@ -87,8 +88,16 @@ def _supervise(
     finally:
         child.sweep(process)
         process.wait()
-    reporter.tell()
     return process.returncode, asked_at is not None
+
+
+def training_command(run: RunDirectory, num_processes: int, grace_seconds: float) -> list[str | Path]:
+    """What trains a run: one process, or a launcher of several, which passes SIGTERM on and gives them the time."""
+    train: list[str | Path] = ["-m", "flowpp", "train", run.path]
+    if num_processes == 1:
+        return [sys.executable, *train]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return [sys.executable, *launch, f"--shutdown-timeout={max(1, int(grace_seconds))}", *train]
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
@@ -118,6 +127,26 @@ def outcome(run: RunDirectory, status: int, asked: bool) -> tuple[Outcome, JobEr
     return ("failed" if status == _BAD_INPUT else "crashed"), JobError(code="internal", message=message)
 
 
+def _patiently(store: Callable[[], str]) -> str:
+    """Tries again while the artifact store cannot be written, for `_STORE_PATIENCE_SECONDS`; then raises `OSError`."""
+    deadline = time.monotonic() + _STORE_PATIENCE_SECONDS
+    while True:
+        try:
+            return store()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the artifact store is not there, and will be tried again: %s", error)
+            time.sleep(_STORE_PAUSE_SECONDS)
+
+
+def _store_all(service: Service, job: Job, run: RunDirectory, reporter: "Reporter") -> str:
+    """Tells and stores what is left to, and then the artifacts; where these are. Raises `OSError`."""
+    reporter.tell()
+    reporter.store_checkpoints()
+    return _store_artifacts(service, job, run)
+
+
 def _store_artifacts(service: Service, job: Job, run: RunDirectory) -> str:
     """Stores what the run has left beside its checkpoints; where."""
     prefix = f"jobs/{job.id}/attempt-{job.attempt}"  # a stale attempt's are nobody's
@@ -140,6 +169,7 @@ class Reporter:
         self._log = Tail(run.path / LOG)
         self._stored = {checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)}
         self._recipe = job.plan["training"]
+        self._store_again_at = 0.0
         self._catch_up()
 
     def tell(self) -> None:
@@ -150,8 +180,18 @@ class Reporter:
             if line.strip() and not line.startswith(b"{"):  # the child's JSON lines repeat its metrics
                 text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
                 self._service.events.append(self._job, "log", {"line": text})
+        if time.monotonic() >= self._store_again_at:
+            try:
+                self.store_checkpoints()
+            except OSError as error:  # the run goes on, and keeps its checkpoints meanwhile
+                self._store_again_at = time.monotonic() + _STORE_PAUSE_SECONDS
+                text = f"a checkpoint cannot be stored yet: {type(error).__name__}: {error}"
+                self._service.events.append(self._job, "log", {"line": text[:_MAX_LINE], "level": "warning"})
+
+    def store_checkpoints(self) -> None:
+        """Stores the checkpoints that are not. Raises `OSError` where the store cannot be written."""
         for path in self._run.checkpoints():
-            if int(path.name.removeprefix("step-")) not in self._stored:
+            if step_of(path) not in self._stored:
                 self._store(path)
 
     def result(self) -> dict[str, Any]:

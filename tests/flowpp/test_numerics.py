@@ -13,10 +13,11 @@ from flowpp.learner import Learner
 from flowpp.likelihood import likelihood, to_symbols
 from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
+from flowpp.processes import Processes
 from flowpp.sampling import decode, encode
 from flowpp.training import Batches
 
-CPU = torch.device("cpu")
+ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def patches() -> np.ndarray:
 
 def taught(preset: str, recipe: TrainingConfig, images: np.ndarray) -> FlowPP:
     """After the recipe's steps, its moving average."""
-    batches = Batches(images, recipe)
-    learner = Learner(PRESETS[preset].model, recipe, CPU)
+    batches = Batches(images, recipe, ALONE)
+    learner = Learner(PRESETS[preset].model, recipe, ALONE)
     learner.initialize(to_symbols(batches.first(), learner.model))
     for _ in range(recipe.steps):
         learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
@@ -121,8 +122,8 @@ def test_small_trained_by_its_recipe_changes_no_pixel_of_10000_images(patches: n
 @pytest.mark.parametrize("steps", [0, 30])
 def test_cifar10_changes_no_pixel_of_64_images(patches: np.ndarray, steps: int) -> None:
     recipe = TrainingConfig(steps=max(1, steps), batch_size=4, init_batch_size=32, warmup_steps=0)
-    batches = Batches(patches, recipe)
-    learner = Learner(PRESETS["cifar10"].model, recipe, CPU)
+    batches = Batches(patches, recipe, ALONE)
+    learner = Learner(PRESETS["cifar10"].model, recipe, ALONE)
     learner.initialize(to_symbols(batches.first(), learner.model))
     for _ in range(steps):
         learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
@@ -135,6 +136,7 @@ def test_cifar10_changes_no_pixel_of_64_images(patches: np.ndarray, steps: int) 
 
 @pytest.mark.gpu
 def test_on_a_gpu_cifar10_changes_no_pixel_of_10000_images(patches: np.ndarray) -> None:
-    learner = Learner(PRESETS["cifar10"].model, TrainingConfig(steps=1, warmup_steps=0), torch.device("cuda"))
+    recipe = TrainingConfig(steps=1, warmup_steps=0)
+    learner = Learner(PRESETS["cifar10"].model, recipe, Processes(0, 1, torch.device("cuda")))
     learner.initialize(to_symbols(patches[:128], learner.model))
     assert changed_values(learner.model.eval(), patches[:10_000]) == 0

@@ -16,13 +16,16 @@ from flowpp.checkpoint import MODEL, BadCheckpoint, describe_file, newest_comple
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import ImageSet, build_image_set
 from flowpp.learner import Learner, learning_rate
+from flowpp.likelihood import to_symbols
 from flowpp.model import FlowPP
 from flowpp.presets import PRESETS, resolve_model, resolve_training
+from flowpp.processes import Processes
 from flowpp.recording import record
 from flowpp.run_directory import BadRunDirectory, RunDirectory, TrainingError
 from flowpp.training import Batches, Event, naming_failures, never, train
 
 CPU = torch.device("cpu")
+ALONE = Processes(0, 1, CPU)
 TIMINGS = {"time", "images_per_second"}
 
 
@@ -197,7 +200,7 @@ def test_images_that_do_not_fit_are_a_bad_dataset(
     assert "other images" in refused(run)
 
 
-def test_a_loss_that_is_not_finite_fails_with_its_step_and_saves_nothing(
+def test_a_loss_that_stays_non_finite_after_the_rollback_fails_with_its_step_and_saves_nothing(
     tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
 ) -> None:
     poisoned = shutil.copytree(finished_run / "checkpoints" / "step-00000010", tmp_path / "poisoned")
@@ -217,13 +220,60 @@ def test_a_loss_that_is_not_finite_fails_with_its_step_and_saves_nothing(
             for event in train(run, model=model, training=training, images=image_set, resume_from=poisoned):
                 recorder.step = event.step
 
-    with pytest.raises(TrainingError, match="at step 11 the loss was nan") as caught:
+    with pytest.raises(TrainingError, match="5 steps in a row were not finite: at step 15 the loss was nan") as caught:
         fail()
-    assert (caught.value.code, caught.value.step) == ("nan_loss", 11)
+    assert (caught.value.code, caught.value.step) == ("nan_loss", 15)
     assert newest_complete(run) is None
     assert metrics(run) == []
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["code"], result["step"]) == ("failed", "nan_loss", 14)
+
+
+def poison(learner: Learner, *steps: int) -> None:
+    """Makes the gradients of these steps infinite."""
+    parameter = next(learner.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * math.inf if learner.step in steps else gradient)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(image_set: ImageSet, model: ModelConfig) -> None:
+    learner = Learner(model, recipe(warmup_steps=0), ALONE)
+    images = to_symbols(image_set.images[:8], learner.model)
+    learner.initialize(images)
+    poison(learner, 2, 3)
+    for step in range(1, 5):
+        before = [parameter.clone() for parameter in learner.model.parameters()]
+        learner.take_step(images)
+        moved = any(not torch.equal(*pair) for pair in zip(before, learner.model.parameters(), strict=True))
+        assert moved == (step in (1, 4))
+    assert (learner.step, learner.images_seen) == (4, 32)
+    assert learner.unlogged.means()["skipped_steps"] == 2
+    assert learner.unlogged.read()["steps"] == 2
+
+
+def test_a_run_that_loses_its_weights_is_rolled_back_once_with_a_lower_learning_rate(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialize, learners = Learner.initialize, []
+
+    def remember(learner: Learner, images: torch.Tensor) -> None:
+        initialize(learner, images)
+        poison(learner, *range(9, 100))  # the first learner only: the next is loaded
+        learners.append(learner)
+
+    monkeypatch.setattr(Learner, "initialize", remember)
+    training = recipe(steps=20, log_every=1, checkpoint_every=4, evaluation_every=100)
+    events = list(train(tmp_path, model=model, training=training, images=image_set))
+    [note] = [event.note for event in events if event.note]
+    assert len(learners) == 1
+    assert "at step 13 the loss was" in note
+    assert "rolled back to step 12, with 0.1 of the learning rate" in note
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["step"] for row in rows if "skipped_steps" in row] == [9, 10, 11, 12]
+    assert rows[12]["learning_rate"] == pytest.approx(0.1 * training.learning_rate)
+    last = newest_complete(tmp_path)
+    assert last is not None
+    assert read_manifest(last).learning_rate_factor == 0.1
 
 
 def test_memory_that_runs_out_is_named_with_the_batch_size() -> None:
@@ -239,7 +289,7 @@ def test_another_failure_keeps_its_name() -> None:
 
 def test_every_image_comes_once_an_epoch() -> None:
     images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    batches = Batches(images, recipe(batch_size=20, seed=3))
+    batches = Batches(images, recipe(batch_size=20, seed=3), ALONE)
     order = np.concatenate([batches.after(seen).ravel() for seen in range(0, 200, 20)])
     epochs = order.reshape(4, 50)
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
@@ -247,7 +297,7 @@ def test_every_image_comes_once_an_epoch() -> None:
 
 
 def test_the_average_begins_as_a_copy_and_moves_by_one_minus_the_decay(model: ModelConfig, image_set: ImageSet) -> None:
-    learner = Learner(model, recipe(ema_decay=0.75, warmup_steps=0), CPU)
+    learner = Learner(model, recipe(ema_decay=0.75, warmup_steps=0), ALONE)
     images = torch.from_numpy(image_set.training[:16].transpose(0, 3, 1, 2).copy())
     learner.initialize(images)
     start = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
@@ -261,8 +311,8 @@ def test_the_average_begins_as_a_copy_and_moves_by_one_minus_the_decay(model: Mo
 
 def test_steps_leave_other_peoples_random_numbers_alone(model: ModelConfig, image_set: ImageSet) -> None:
     before = torch.get_rng_state()
-    learner = Learner(model, recipe(), CPU)
-    images = torch.from_numpy(image_set.training[:16].transpose(0, 3, 1, 2).copy())
+    learner = Learner(model, recipe(), ALONE)
+    images = torch.from_numpy(image_set.training[:8].transpose(0, 3, 1, 2).copy())
     learner.initialize(images)
     learner.take_step(images)
     assert torch.equal(torch.get_rng_state(), before)

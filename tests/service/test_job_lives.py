@@ -298,6 +298,26 @@ def test_a_paused_job_holds_no_worker_and_goes_on_where_it_was(
     assert [row["step"] for row in service.events.metrics(job.id)] == list(range(1, 81))
 
 
+def test_a_job_of_two_processes_is_killed_tried_again_stopped_and_finished_like_one(
+    service: Service, workers: Workers, dataset: Dataset
+) -> None:
+    job = submit_training(service, dataset, steps=60, num_processes=2)
+    until_checkpoint(service, job.id)
+    ranks = [process for process in workers.training_processes() if "torch.distributed.run" not in process.cmdline()]
+    assert len(ranks) == 2
+    ranks[-1].kill()
+    until(lambda: service.jobs.get(job.id).attempt == 2, f"{service.jobs.get(job.id)} is not tried again")
+    until(lambda: service.events.metrics(job.id)[-1]["step"] >= 30, f"{service.jobs.get(job.id)} does not go on")
+    service.jobs.pause(job.id)
+    if until_status(service, job.id, "paused", "succeeded").status == "paused":
+        assert workers.training_processes() == []
+        service.resume(job.id)
+    job = until_finished(service, job.id)
+    assert job.status == "succeeded", (job, workers.log("training"))
+    assert [row["step"] for row in service.events.metrics(job.id)] == list(range(1, 61))
+    assert workers.training_processes() == []
+
+
 def test_a_damaged_dataset_fails_its_job_and_the_job_says_so(
     service: Service, workers: Workers, images: np.ndarray, tmp_path: Path
 ) -> None:

@@ -70,6 +70,12 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert service.jobs.page().data == []
 
 
+def test_more_processes_than_the_workers_offer_are_refused(service: Service, dataset: Dataset) -> None:
+    with pytest.raises(Invalid, match="the workers offer") as caught:
+        service.submit_training(training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
+    assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

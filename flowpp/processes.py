@@ -1,0 +1,102 @@
+"""One process or many: what the ranks that `torch.distributed.run` started do together.
+
+Alone, nothing is communicated. Together, every rank calls the same methods in the same order.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flowpp.devices import resolve_device
+
+T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Processes:
+    """The processes of a run: this one's `rank` of `size`, and the `device` that it computes on."""
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device
+
+    @property
+    def leader(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, n: int) -> range:
+        """This process's part of n things; the parts of all are disjoint and make up the whole."""
+        return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over the processes, the same in each; `values` becomes it."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return (self.size == 1 and flag) or bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def told(self, value: T) -> T:
+        """The leader's value, in every process; the others wait for it."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module with the leader's parameters, whose backward pass averages gradients over the processes."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices)
+
+
+@contextmanager
+def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
+    """The processes that `torch.distributed.run` started, or this one alone.
+
+    Raises `ValueError` for a device that is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or distributed.is_initialized():
+        rank = distributed.get_rank() if size > 1 else 0
+        yield Processes(rank, size, _own_device(device))
+        return
+    _end_with_the_launcher()
+    place = _own_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), size, place)
+        distributed.barrier()  # a process that leaves early would break the connections of those at work
+    finally:
+        distributed.destroy_process_group()
+
+
+def _own_device(device: str | torch.device | None) -> torch.device:
+    place = resolve_device(device)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if place.type == "cuda" else place
+
+
+def _end_with_the_launcher() -> None:
+    """The launcher starts each rank in a session of its own: nobody else would end it with a killed launcher."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the launcher is gone")
