@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,9 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowpp.devices import resolve_device
 
-T = TypeVar("T")
-
 _PR_SET_PDEATHSIG = 1
+_MAX_PATH_BYTES = 4096
 
 
 class Processes:
@@ -47,15 +46,20 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
-        return (self.size == 1 and flag) or bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
-
-    def told(self, value: T) -> T:
-        """The leader's value, in every process; the others wait for it."""
         if self.size == 1:
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, device=self.device)
-        return values[0]
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def told(self, path: Path | None) -> Path | None:
+        """The leader's path, in every process; the others wait for it."""
+        if self.size == 1:
+            return path
+        content = torch.zeros(_MAX_PATH_BYTES, dtype=torch.uint8, device=self.device)
+        encoded = os.fsencode(path or "")
+        content[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        distributed.broadcast(content, src=0)
+        told = os.fsdecode(bytes(content.tolist()).rstrip(b"\0"))
+        return Path(told) if told else None
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module with the leader's parameters, whose backward pass averages gradients over the processes."""
