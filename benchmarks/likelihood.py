@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.images import RealImages, real_images
 from benchmarks.results import table, write_section
 from flowpp import logistic
+from flowpp.batches import Batches
 from flowpp.config import TrainingConfig
 from flowpp.data import ImageSet, build_image_set
 from flowpp.devices import resolve_device
@@ -30,7 +31,7 @@ from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
 from flowpp.processes import Processes
 from flowpp.sampling import decode, encode, latent_of_seed
-from flowpp.training import Batches, train
+from flowpp.training import train
 
 OUTPUT = Path("benchmark_output")
 K = (1, 4, 16, 64)

@@ -95,7 +95,7 @@ def train(
                 with record_failure(run):
                     for _ in events(run_directory, device=device.value, stop=stop.is_set):
                         pass
-                return
+                processes.leave()
             if data is not None:
                 declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
             processes.told(None)
@@ -104,7 +104,8 @@ def train(
                 shown = events(run_directory, device=device.value, stop=stop.is_set)
                 for event in show_training(shown, total, json_events):
                     recorder.step = event.step
-    errors.print(recorder.sentence)
+            errors.print(recorder.sentence)
+            processes.leave()
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError
 
 from flowpp.config import Frozen, ModelConfig, TrainingConfig
-from flowpp.durable import new_directory, new_file, sync_file
+from flowpp.durable import new_directory, new_file, replace_file, sync_file
 
 MANIFEST = "manifest.json"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
@@ -46,6 +46,7 @@ class Manifest(Frozen):
     unlogged: dict[str, float] = Field({}, description="Sums over the steps since the last metrics, for a resume.")
     learning_rate_factor: float = Field(1, gt=0, le=1, description="Less than 1 after the run was rolled back.")
     dataset_sha256: str | None = Field(None, description="Content hash of the image set.")
+    warm_start_sha256: str | None = Field(None, description="Of the weights that the run began with, if with others'.")
     source_sha256: str | None = Field(None, description="Of the authors' file that the weights came from.")
     created_at: float = Field(description="Unix time in seconds.")
     files: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.safetensors$")], StoredFile]
@@ -71,6 +72,12 @@ def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], None
         complete = Manifest(created_at=time.time(), files=files, **manifest)
         with new_file(unfinished / MANIFEST) as file:
             file.write(complete.model_dump_json(indent=2).encode())
+
+
+def complete_checkpoint(directory: Path, metrics: Mapping[str, float], unlogged: Mapping[str, float]) -> None:
+    """Gives a checkpoint that was written before its step was evaluated the metrics that it lacked."""
+    manifest = read_manifest(directory).model_copy(update={"metrics": dict(metrics), "unlogged": dict(unlogged)})
+    replace_file(directory / MANIFEST, manifest.model_dump_json(indent=2).encode())
 
 
 def weights_file(manifest: Manifest) -> str:

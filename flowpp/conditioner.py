@@ -34,6 +34,16 @@ class Layers:
     norm: bool = True
 
 
+class Precision:
+    """Of a network's inner layers: that of its input, or bfloat16 where so set."""
+
+    bfloat16 = False
+
+    def reduced(self, x: Tensor) -> torch.autocast:
+        """Within it, convolutions and attention on x's device compute in bfloat16, if that is set."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
 class Convolution(DataDependent):
     """kernel x kernel convolution, same padding.
 
@@ -183,11 +193,14 @@ class Conditioner(nn.Module):
         self.proj_in = Convolution(channels, filters, kernel=3, weight_norm=weight_norm)
         self.blocks = nn.ModuleList(Block(layers, context_filters=context_filters) for _ in range(blocks))
         self.output_elu = output_elu
+        self.precision = Precision()
         inputs = 2 * filters if output_elu else filters
         self.proj_out = Convolution(inputs, outputs, kernel=3, init_scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x, self.position, context)
-        return self.proj_out(concat_elu(x) if self.output_elu else x)
+        with self.precision.reduced(x):
+            h = self.proj_in(x.contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                h = block(h, self.position, context)
+        h = h.to(x.dtype)
+        return self.proj_out(concat_elu(h) if self.output_elu else h)

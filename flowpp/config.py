@@ -136,6 +136,14 @@ class ModelConfig(Frozen):
         """2**bits, the number of values of a channel."""
         return 2**self.bits
 
+    def unlike(self, other: "ModelConfig") -> str | None:
+        """Why weights of `other` do not fit this model, in words; none where they do. Dropout has no weights."""
+        own, others = self.model_dump(mode="json"), other.model_dump(mode="json")
+        for name, value in own.items():
+            if name != "dropout" and value != others[name]:
+                return f"its {name} is {others[name]}, and the model's {value}"
+        return None
+
     def with_image_shape(self, shape: Shape) -> "ModelConfig":
         """The same model for images of (channels, height, width). Raises `pydantic.ValidationError`."""
         channels, height, width = shape
@@ -161,6 +169,14 @@ class TrainingConfig(Frozen):
         description="Images a forward pass of a process; gradients of several add up to the batch's. All if not given.",
     )
     num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch, each with its own device.")
+    activation_checkpointing: bool = Field(
+        False, description="Each coupling is computed anew in the backward pass: less memory, about a third more time."
+    )
+    conditioner_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of convolutions and attention while training; mixtures, log-determinants and all evaluations are "
+        "float32.",
+    )
     init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
     warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")
@@ -173,14 +189,33 @@ class TrainingConfig(Frozen):
     cooldown_steps: int = Field(
         0, ge=0, le=100_000_000, description="Last steps, over which the learning rate falls linearly to zero."
     )
+    weight_decay: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="AdamW's decoupled decay of the convolutions' weights, times the learning rate a step; 0 is Adam.",
+    )
+    horizontal_flips: bool = Field(False, description="Mirrors each training image with probability 1/2, each epoch.")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay a step of the exponential moving average.")
     gradient_clip: float = Field(1.0, gt=0, le=1e9, description="Bound on the gradient's global norm.")
     log_every: int = Field(100, ge=1, le=1_000_000, description="Steps between training metrics.")
     evaluation_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between validations.")
     evaluation_images: int = Field(1_000, ge=1, le=1_000_000, description="Validation images used, at the most.")
+    sample_every: int = Field(5_000, ge=1, le=100_000_000, description="Steps between grids of 16 samples.")
     checkpoint_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, le=1_000, description="Newest checkpoints kept, beside the best one.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, data order, noise and dropout.")
+
+    @property
+    def beyond_the_paper(self) -> dict[str, float]:
+        """What the recipe has that no recipe of the paper has, by field; metrics name it."""
+        options = {
+            "horizontal_flips": float(self.horizontal_flips),
+            "weight_decay": self.weight_decay,
+            "cooldown_steps": float(self.cooldown_steps),
+            "bfloat16_conditioners": float(self.conditioner_precision == "bfloat16"),
+        }
+        return {name: value for name, value in options.items() if value}
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

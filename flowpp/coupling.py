@@ -5,6 +5,7 @@ Axes: B batch, C channels of a half, H height, W width, K mixture components.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowpp.logistic import mixture_logit, mixture_logit_inverse
 from flowpp.transforms import Transform, sum_dimensions
@@ -13,12 +14,18 @@ from flowpp.transforms import Transform, sum_dimensions
 class Coupling(Transform):
     """(x1, x2) -> (x1, y2); its log_det is a sum of terms, one an element of x2."""
 
+    recomputed = False
+    """Whether the backward pass computes `couple` anew, instead of keeping what it needs of it."""
+
     def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(y [B, 2C, H, W], the terms of log_det [B, C, H, W])."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, terms = self.couple(x, context)
+        if self.recomputed and torch.is_grad_enabled():
+            y, terms = checkpoint(self.couple, x, context, use_reentrant=False)
+        else:
+            y, terms = self.couple(x, context)
         return y, sum_dimensions(terms)
 
     def attribute(self, x: Tensor, share: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

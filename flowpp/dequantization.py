@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowpp.conditioner import Block, Convolution, Layers
+from flowpp.conditioner import Block, Convolution, Layers, Precision
 from flowpp.config import Shape
 from flowpp.transforms import Columns, Transform, sum_dimensions
 
@@ -83,10 +83,12 @@ class ContextNetwork(nn.Module):
         self.position = nn.Parameter(0.01 * torch.randn(embedding)) if with_attention else None
         self.proj_in = Convolution(2 * channels, layers.filters, kernel=3, weight_norm=layers.weight_norm)
         self.blocks = nn.ModuleList(Block(layers, gate_kernel=3) for _ in range(blocks))
+        self.precision = Precision()
 
     def forward(self, images: Tensor) -> Tensor:
         x, _ = self.columns(images / self.levels - 0.5)
-        x = self.proj_in(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x, self.position)
-        return x
+        with self.precision.reduced(x):
+            h = self.proj_in(x.contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                h = block(h, self.position)
+        return h.to(x.dtype)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest
+from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest, weights_file
+from flowpp.conditioner import Convolution
 from flowpp.config import Milestone, ModelConfig, TrainingConfig
 from flowpp.model import FlowPP
 from flowpp.processes import Processes
@@ -50,7 +51,7 @@ class Learner:
         with self._random(Stream.WEIGHTS):
             self.model = FlowPP(model).to(self.device).train()
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0)
+        self.optimizer = _optimizer(self.model, training.weight_decay)
         self.step = 0
         self.images_seen = 0
         self.learning_rate_factor = 1.0
@@ -66,13 +67,22 @@ class Learner:
         if self.processes.leader:
             with self._random(Stream.WEIGHTS):
                 self.model.initialize(images.to(self.device))
-        self._parallel = self.processes.parallel(_BitsPerDim(self.model))
+        self._parallelize()
         self.ema.load_state_dict(self.model.state_dict())
 
     @property
     def learning_rate(self) -> float:
         """Of the last step."""
         return self.learning_rate_factor * learning_rate(self.training, self.step)
+
+    def _parallelize(self) -> nn.Module:
+        if self._parallel is None:
+            self.model.economize(
+                bfloat16=self.training.conditioner_precision == "bfloat16",
+                recompute=self.training.activation_checkpointing,
+            )
+            self._parallel = self.processes.parallel(_BitsPerDim(self.model))
+        return self._parallel
 
     def take_step(self, images: Tensor) -> None:
         """One step of Adam on the mean bits/dim of a batch, of which uint8 `images` [b, C, H, W] are this process's.
@@ -122,28 +132,32 @@ class Learner:
 
     def _accumulate(self, images: Tensor, noise: Tensor) -> Tensor:
         """Gradients of the batch's mean bits/dim; this process's part of it, a scalar."""
-        if self._parallel is None:
-            self._parallel = self.processes.parallel(_BitsPerDim(self.model))
+        parallel = self._parallelize()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         length = self.training.micro_batch_size or len(images)
         starts = range(0, len(images), length)
         for start in starts:
             piece = slice(start, start + length)
-            waiting = start != starts[-1] and isinstance(self._parallel, DistributedDataParallel)
-            with self._parallel.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-                loss = self._parallel(images[piece], noise[piece]).sum() / self.training.batch_size
+            waiting = start != starts[-1] and isinstance(parallel, DistributedDataParallel)
+            with parallel.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+                loss = parallel(images[piece], noise[piece]).sum() / self.training.batch_size
                 (loss * self.processes.size).backward()  # the average over the processes undoes the factor
             total += loss.detach()
         return total
 
-    def save(self, directory: Path, *, metrics: Mapping[str, float], dataset_sha256: str) -> None:
-        """Writes a checkpoint from which `load` goes on bit for bit.
+    def save(
+        self,
+        directory: Path,
+        *,
+        metrics: Mapping[str, float],
+        unlogged: Mapping[str, float],
+        dataset_sha256: str,
+        warm_start_sha256: str | None = None,
+    ) -> None:
+        """Writes a checkpoint from which `load` goes on bit for bit. `unlogged` is what `self.unlogged` reads.
 
-        Only the leader writes; the others go on.
+        Raises `OSError`, and leaves nothing then.
         """
-        unlogged = self.unlogged.read()
-        if not self.processes.leader:
-            return
         write_checkpoint(
             directory,
             {MODEL: self.model.state_dict(), EMA: self.ema.state_dict(), OPTIMIZER: self._moments()},
@@ -155,7 +169,17 @@ class Learner:
             unlogged=unlogged,
             learning_rate_factor=self.learning_rate_factor,
             dataset_sha256=dataset_sha256,
+            warm_start_sha256=warm_start_sha256,
         )
+
+    def start_from(self, directory: Path) -> None:
+        """A warm start: the weights of a checkpoint and their average, and nothing else of it. Raises `BadCheckpoint`.
+
+        A checkpoint without an average begins it as a copy of its weights.
+        """
+        average = weights_file(read_manifest(directory))
+        self.model.load_state_dict(read_tensors(directory, MODEL, self.model.state_dict()))
+        self.ema.load_state_dict(read_tensors(directory, average, self.ema.state_dict()))
 
     def load(self, directory: Path) -> None:
         """Takes up the state of a checkpoint of the same model. Raises `BadCheckpoint`."""
@@ -163,9 +187,11 @@ class Learner:
         self.model.load_state_dict(read_tensors(directory, MODEL, self.model.state_dict()))
         self.ema.load_state_dict(read_tensors(directory, EMA, self.ema.state_dict()))
         found = read_tensors(directory, OPTIMIZER, self._moments())
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {
-            index: {moment: found[f"{moment}.{name}"] for moment in _MOMENTS}
-            for index, (name, _) in enumerate(self.model.named_parameters())
+            index: {moment: found[f"{moment}.{names[parameter]}"] for moment in _MOMENTS}
+            for index, parameter in enumerate(ordered)
         }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step, self.images_seen = manifest.step, manifest.images_seen
@@ -187,6 +213,16 @@ class Learner:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed_of(self.training.seed, *stream))
             yield
+
+
+def _optimizer(model: FlowPP, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, which is Adam where nothing decays. Gains, biases, embeddings and invertible matrices never do."""
+    decaying = {module.weight for module in model.modules() if isinstance(module, Convolution)}
+    groups = [
+        {"params": [p for p in model.parameters() if p in decaying], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p not in decaying], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0)
 
 
 class _BitsPerDim(nn.Module):

@@ -12,9 +12,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from flowpp.conditioner import Conditioner, Layers
+from flowpp.conditioner import Conditioner, Layers, Precision
 from flowpp.config import Attention, ModelConfig, Shape, flow_shape, stage_couplings
-from flowpp.coupling import AffineCoupling, MixtureCoupling
+from flowpp.coupling import AffineCoupling, Coupling, MixtureCoupling
 from flowpp.dequantization import (
     ContextNetwork,
     UniformDequantizer,
@@ -141,6 +141,18 @@ class FlowPP(nn.Module):
         """Data-dependent initialization of every part from images [B, C, H, W], in one pass."""
         with initializing(self):
             self.log_weight(images, self.draw_noise(len(images), generator))
+
+    def economize(self, *, bfloat16: bool = False, recompute: bool = False) -> None:
+        """Makes training cheaper: conditioners in bfloat16, couplings computed anew in the backward pass.
+
+        What is outside the conditioners, and their last convolution, keeps the dtype of the parameters. To compute
+        anew changes no number.
+        """
+        for module in self.modules():
+            if isinstance(precision := getattr(module, "precision", None), Precision):
+                precision.bfloat16 = bfloat16
+            if isinstance(module, Coupling):
+                module.recomputed = recompute
 
     def log_prob(
         self,

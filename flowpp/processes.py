@@ -68,6 +68,17 @@ class Processes:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
 
+    def leave(self) -> None:
+        """Ends one process of several, with status 0, once all have come here; alone, nothing happens.
+
+        The interpreter's own end would race with threads of gloo that still run, and now and then abort.
+        """
+        if self.size > 1:
+            distributed.barrier()  # one that leaves early would break the connections of those at work
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
 
 @contextmanager
 def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
@@ -87,7 +98,6 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), size, place)
-        distributed.barrier()  # a process that leaves early would break the connections of those at work
     finally:
         distributed.destroy_process_group()
 

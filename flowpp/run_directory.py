@@ -1,10 +1,10 @@
 """The directory of one training run: its configuration, metrics, checkpoints and result. Needs no torch."""
 
+import errno
 import json
 import os
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,9 @@ from flowpp.config import Frozen, ModelConfig, TrainingConfig
 from flowpp.durable import replace_file
 
 CONFIG, METRICS, RESULT, CURVE = "config.json", "metrics.jsonl", "result.json", "training_curve.png"
+SAMPLES = "samples"
 
-Code = Literal["out_of_memory", "nan_loss", "bad_dataset", "internal"]
+Code = Literal["out_of_memory", "nan_loss", "bad_dataset", "disk_full", "internal"]
 """Why a run failed."""
 
 
@@ -35,7 +36,9 @@ class RunConfig(Frozen):
     model: ModelConfig
     training: TrainingConfig
     data: str = Field(min_length=1, description="Path of the image set, or of a folder or archive of images.")
-    resume_from: str | None = Field(None, description="Checkpoint directory of another run, to start from.")
+    resume_from: str | None = Field(
+        None, description="Warm start: the checkpoint directory whose weights and average the run begins with."
+    )
 
 
 class Result(Frozen):
@@ -89,11 +92,17 @@ class RunDirectory:
                 f"{self.path / CONFIG} is of another run; choose another directory, or repeat its own"
             )
 
-    def append_metrics(self, step: int, images_seen: int, metrics: Mapping[str, float]) -> None:
-        """Appends a line to metrics.jsonl."""
-        row = {"step": step, "images_seen": images_seen, "time": time.time(), **metrics}
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends lines to metrics.jsonl: all of them, or none where that raises `OSError`."""
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        with (self.path / METRICS).open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / METRICS))
+            except OSError:
+                file.truncate(size)
+                raise
 
     def sync_metrics(self) -> None:
         """Returns when the lines are on disk, as they must be before a checkpoint that goes on after them."""
@@ -128,6 +137,10 @@ class RunDirectory:
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step is or shall be."""
         return self.path / "checkpoints" / checkpoint_name(step)
+
+    def samples(self, step: int) -> Path:
+        """Where the samples of a step are or shall be: a grid as PNG."""
+        return self.path / SAMPLES / f"{checkpoint_name(step)}.png"
 
     def best_checkpoint(self) -> Path | None:
         """The complete checkpoint of the lowest validation bits/dim, among those that were validated."""

@@ -11,6 +11,8 @@ class Stream(IntEnum):
     STEP = 1
     ORDER = 2
     VALIDATION = 3
+    FLIPS = 4
+    SAMPLES = 5
 
 
 def seed_of(*names: int) -> int:

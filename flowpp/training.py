@@ -4,22 +4,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
-from flowpp.checkpoint import checkpoint_directories, newest_complete, read_manifest, step_of
+from flowpp.batches import Batches
+from flowpp.checkpoint import MODEL, checkpoint_directories, newest_complete, read_manifest, step_of
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import BadImages, ImageSet, open_image_set
-from flowpp.devices import is_out_of_memory
+from flowpp.devices import is_out_of_memory, memory_of
+from flowpp.evaluation import draw_samples, evaluate, spread
 from flowpp.learner import Learner, NonFiniteLoss, Sums
-from flowpp.likelihood import COLUMNS, Likelihood, check_shape, likelihood, to_symbols
-from flowpp.model import FlowPP
+from flowpp.ledger import Ledger
+from flowpp.likelihood import check_shape, to_symbols
+from flowpp.memory import advice
 from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
-from flowpp.seeds import Stream, seed_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def train(
     """Trains a model in `run_directory`, an event a step; takes up from its newest complete checkpoint.
 
     Without `model`, `training` and `images` the run is the one that config.json declares; with them it is declared
-    so. `resume_from` is a checkpoint of another run with the same model, to start from where this one has none.
+    so. `resume_from` is a warm start: a checkpoint, of a model alike but for its dropout, whose weights and average the
+    run begins with. Steps, schedule, order and optimizer begin anew, whatever the recipe.
 
     Who iterates decides: after each step `stop` is asked, and where it says yes, a checkpoint is written and the
     generator ends. Who merely ceases to iterate loses the steps since the last checkpoint and can resume, too.
@@ -88,9 +91,9 @@ def _train(
     else:
         checkpoint = processes.told(None)
         run, config, image_set = _prepare(directory, model, training, images, resume_from)
-    with naming_failures(config.training, processes.device):
+    with naming_failures(config, processes.device):
         learner = _learner(config, image_set, processes, checkpoint)
-        note = _origin(run, checkpoint) if processes.leader else None
+        note = _origin(run, config, checkpoint) if processes.leader else None
         try:
             yield from _steps(run, config, image_set, learner, stop, note)
         except NonFiniteLoss as error:
@@ -104,10 +107,12 @@ def _train(
 
 
 def _learner(config: RunConfig, image_set: ImageSet, processes: Processes, checkpoint: Path | None) -> Learner:
-    """As the checkpoint has it, or at the beginning."""
+    """As the run's checkpoint has it, or at the beginning."""
     learner = Learner(config.model, config.training, processes)
     if checkpoint:
         learner.load(checkpoint)
+    elif config.resume_from:
+        learner.start_from(Path(config.resume_from))
     else:
         first = Batches(image_set.training, config.training, processes).first()
         learner.initialize(to_symbols(first, learner.model))
@@ -125,75 +130,100 @@ def _steps(
     """The steps that are left. `note` goes with the first event."""
     recipe, processes = config.training, learner.processes
     batches = Batches(image_set.training, recipe, processes)
-    validation = _spread(image_set.validation, recipe.evaluation_images)
-    if processes.leader:
-        run.sweep(learner.step)
-        run.truncate_metrics(learner.step)
-
+    validation = spread(image_set.validation, recipe.evaluation_images)
+    ledger = Ledger(run, learner, image_set.sha256, _weights_sha256(config.resume_from))
+    ledger.note(note)
+    unfinished = processes.any(processes.leader and _take_up(run, recipe, learner.step))
     stopping = processes.any(stop())
-    seconds, timed_images = 0.0, 0
-    while learner.step < recipe.steps and not stopping:
-        start = time.perf_counter()
-        learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
-        step, images_seen = learner.step, learner.images_seen
-        timed_images += recipe.batch_size
-        stopping = processes.any(stop())
-
-        last = step == recipe.steps
-        evaluating = len(validation) > 0 and (last or step % recipe.evaluation_every == 0)
-        saving = last or step % recipe.checkpoint_every == 0
+    timer = Timer()
+    while not stopping and (unfinished or learner.step < recipe.steps):
+        if not unfinished:
+            with timer:
+                learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
+                stopping = processes.any(stop())
+            timer.images += recipe.batch_size
+        due = Due.at(learner.step, recipe)
         metrics: dict[str, float] = {}
-        if evaluating or saving or step % recipe.log_every == 0:
-            metrics = {"learning_rate": learner.learning_rate, **learner.unlogged.means()}
-            learner.unlogged = Sums(processes)
-        seconds += time.perf_counter() - start
-        if metrics:
-            metrics["images_per_second"] = timed_images / seconds
-            seconds, timed_images = 0.0, 0
-        if evaluating:
-            metrics |= _evaluate(learner.ema, validation, recipe.seed, step, processes)
-        if metrics and processes.leader:
-            run.append_metrics(step, images_seen, metrics)
-
+        if due.metrics:
+            looked = _look(ledger, learner, validation if due.evaluation else None, due.samples, stop)
+            if looked is None:  # the next run of this directory will
+                stopping = True
+            else:
+                metrics = {"learning_rate": learner.learning_rate, **learner.unlogged.means(), **timer.read()}
+                metrics |= recipe.beyond_the_paper | looked
+                learner.unlogged = Sums(processes)
+                ledger.metrics(metrics)
         written = None
-        if saving or stopping:
-            known = metrics or learner.unlogged.means()
-            if processes.leader:
-                written = run.checkpoint(step)
-                run.sync_metrics()
-            learner.save(run.checkpoint(step), metrics=known, dataset_sha256=image_set.sha256)
-            if processes.leader:
-                run.prune(recipe.keep_checkpoints)
-        yield Event(step, images_seen, metrics, written, note)
-        note = None
+        if unfinished and metrics:
+            ledger.complete_checkpoint(metrics)
+        elif not unfinished and (due.checkpoint or stopping or ledger.due()):
+            last = stopping or learner.step == recipe.steps
+            written = ledger.checkpoint(metrics or learner.unlogged.means(), last=last)
+        yield Event(learner.step, learner.images_seen, metrics, written, ledger.notes())
+        unfinished = False
 
 
-class Batches:
-    """The training images in the order of the run: a permutation an epoch, one after the other, cut into batches.
+def _look(
+    ledger: Ledger, learner: Learner, validation: np.ndarray | None, samples: bool, stop: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Evaluates and draws samples where that is due; the metrics, or none where it was stopped."""
+    metrics: dict[str, float] | None = {}
+    if validation is not None and len(validation):
+        metrics = evaluate(learner, validation, stop)
+    if metrics is not None and samples:
+        drawn = draw_samples(learner, stop)
+        if drawn is None:
+            return None
+        ledger.samples(drawn)
+    return metrics
 
-    Of a batch, a process reads its share.
-    """
 
-    def __init__(self, images: np.ndarray, recipe: TrainingConfig, processes: Processes) -> None:
-        self.images = images
-        self.recipe = recipe
-        self._share = processes.share(recipe.batch_size)
-        self._permutation = lru_cache(maxsize=2)(self._permute)
+def _take_up(run: RunDirectory, recipe: TrainingConfig, step: int) -> bool:
+    """Removes what is beyond the step; whether the step's metrics are still to come, for it was stopped before."""
+    run.sweep(step)
+    run.truncate_metrics(step)
+    rows = run.read_metrics()
+    return step > 0 and Due.at(step, recipe).metrics and not (rows and rows[-1]["step"] == step)
 
-    def first(self) -> np.ndarray:
-        """The images of the data-dependent initialization: those that the run begins with."""
-        return self._taken(range(min(self.recipe.init_batch_size, len(self.images))))
 
-    def after(self, images_seen: int) -> np.ndarray:
-        """This process's share of the next batch, uint8 [b, H, W, C]."""
-        return self._taken(range(images_seen + self._share.start, images_seen + self._share.stop))
+@dataclass(frozen=True)
+class Due:
+    """What a recipe wants after a step."""
 
-    def _taken(self, positions: range) -> np.ndarray:
-        n = len(self.images)
-        return self.images[[self._permutation(position // n)[position % n] for position in positions]]
+    metrics: bool
+    evaluation: bool
+    samples: bool
+    checkpoint: bool
 
-    def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(seed_of(self.recipe.seed, Stream.ORDER, epoch)).permutation(len(self.images))
+    @classmethod
+    def at(cls, step: int, recipe: TrainingConfig) -> Self:
+        last = step == recipe.steps
+        evaluation = last or step % recipe.evaluation_every == 0
+        samples = last or step % recipe.sample_every == 0
+        checkpoint = last or step % recipe.checkpoint_every == 0
+        metrics = evaluation or samples or checkpoint or step % recipe.log_every == 0
+        return cls(metrics, evaluation, samples, checkpoint)
+
+
+class Timer:
+    """Seconds within its blocks, and the `images` that passed there."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def read(self) -> dict[str, float]:
+        """The metric images_per_second since it was read before."""
+        rate = {"images_per_second": self.images / self._seconds} if self._seconds else {}
+        self.images, self._seconds = 0, 0.0
+        return rate
 
 
 def _prepare(
@@ -222,59 +252,42 @@ def _prepare(
 
 
 def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) -> Path | None:
-    """What to take up from: the run's newest complete checkpoint, else the one of `resume_from`."""
+    """The run's newest complete checkpoint, to take up from. Without one, checks what it is to start from."""
     own = newest_complete(run.path)
-    checkpoint = own or (Path(config.resume_from) if config.resume_from else None)
-    if checkpoint is None:
-        return None
-    manifest = read_manifest(checkpoint)
-    if manifest.model != config.model:
-        raise BadRunDirectory(f"{checkpoint} is of another model than the one that {run.path / CONFIG} declares")
-    if own and manifest.dataset_sha256 != image_set.sha256:
-        raise TrainingError("bad_dataset", f"{config.data} holds other images than those the run began with")
-    if not own and manifest.step >= config.training.steps:
-        raise BadRunDirectory(f"{checkpoint} is of step {manifest.step}; this run ends at step {config.training.steps}")
-    return checkpoint
+    if own:
+        manifest = read_manifest(own)
+        if manifest.model != config.model:
+            raise BadRunDirectory(f"{own} is of another model than the one that {run.path / CONFIG} declares")
+        if manifest.dataset_sha256 != image_set.sha256:
+            raise TrainingError("bad_dataset", f"{config.data} holds other images than those the run began with")
+    elif config.resume_from:
+        found = read_manifest(Path(config.resume_from)).model
+        if fault := config.model.unlike(found):
+            raise BadRunDirectory(f"{config.resume_from} cannot start this run: {fault}")
+    return own
 
 
-def _origin(run: RunDirectory, checkpoint: Path | None) -> str | None:
-    """What the run takes up, in words; damaged checkpoints that it passes over are named."""
-    found = None if checkpoint is None else f"goes on from {checkpoint.name}"
-    own = checkpoint is not None and checkpoint.parent == run.checkpoint(0).parent
-    step = step_of(checkpoint) if own and checkpoint is not None else 0
+def _weights_sha256(checkpoint: str | None) -> str | None:
+    """Of the weights that a warm start begins with."""
+    return None if checkpoint is None else read_manifest(Path(checkpoint)).files[MODEL].sha256
+
+
+def _origin(run: RunDirectory, config: RunConfig, checkpoint: Path | None) -> str:
+    """Where the run begins, in words; damaged checkpoints that it passes over are named."""
+    step = step_of(checkpoint) if checkpoint else 0
+    if checkpoint:
+        found = f"goes on from {checkpoint.name}"
+    elif config.resume_from:
+        origin = read_manifest(Path(config.resume_from))
+        found = f"warm start from the weights of {config.resume_from}, of step {origin.step:,}"
+    else:
+        found = "begins anew"
     damaged = [path.name for path in checkpoint_directories(run.path) if step_of(path) > step]
-    if damaged:
-        return f"damaged, and passed over: {', '.join(damaged)}; {found or 'begins anew'}"
-    return found
-
-
-def _spread(images: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` images, evenly spaced: neighbours in a set are often alike."""
-    n = min(most, len(images))
-    return images[np.arange(n) * len(images) // max(n, 1)]
-
-
-def _evaluate(model: FlowPP, images: np.ndarray, seed: int, step: int, processes: Processes) -> dict[str, float]:
-    """Validation metrics under noise that is the same each time; each process scores its share of the images."""
-    share = processes.share(len(images))
-    estimates = np.zeros((len(images), len(COLUMNS)))
-    if share:
-        own = likelihood(
-            model, images[share.start : share.stop], seed=seed_of(seed, Stream.VALIDATION), first=share.start
-        )
-        estimates[share.start : share.stop] = np.concatenate(list(own))
-    estimates = processes.sum(torch.from_numpy(estimates).to(processes.device)).cpu().numpy()
-    scored = Likelihood(estimates, model.config.dimensions, importance_samples=1, seed=seed)
-    metrics = {"validation_bits_per_dim": scored.mean}
-    if scored.standard_error is not None:
-        metrics["validation_standard_error"] = scored.standard_error
-    if not np.isfinite(list(metrics.values())).all():
-        raise NonFiniteLoss(step, f"at step {step} the validation images had {scored.mean:.4g} bits/dim")
-    return metrics
+    return f"damaged, and passed over: {', '.join(damaged)}; {found}" if damaged else found
 
 
 @contextmanager
-def naming_failures(recipe: TrainingConfig, device: torch.device) -> Iterator[None]:
+def naming_failures(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Turns what a run can fail of into `TrainingError`."""
     try:
         yield
@@ -283,5 +296,5 @@ def naming_failures(recipe: TrainingConfig, device: torch.device) -> Iterator[No
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        sizes = f"batch_size {recipe.batch_size} and init_batch_size {recipe.init_batch_size}"
-        raise TrainingError("out_of_memory", f"out of memory on {device} with {sizes}; try smaller ones") from error
+        advised = advice(config.model, config.training, memory_of(device))
+        raise TrainingError("out_of_memory", f"out of memory on {device}: {advised}") from error

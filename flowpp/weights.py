@@ -21,13 +21,20 @@ Model = TypeVar("Model", bound="FlowPP")
 def write_checkpoint(directory: Path, tensors: Mapping[str, Tensors], **manifest: Any) -> None:
     """Writes the new `directory`, whole or not at all: a file for each name of `tensors`, then the manifest.
 
-    As `flowpp.checkpoint.write_directory`.
+    As `flowpp.checkpoint.write_directory`. Raises `OSError` where the disk does not take it.
     """
 
     def writer(content: Tensors) -> Callable[[Path], None]:
-        return lambda path: save_file({key: value.detach().contiguous() for key, value in content.items()}, path)
+        return lambda path: _write(content, path)
 
     write_directory(directory, {name: writer(content) for name, content in tensors.items()}, **manifest)
+
+
+def _write(content: Tensors, path: Path) -> None:
+    try:
+        save_file({key: value.detach().contiguous() for key, value in content.items()}, path)
+    except SafetensorError as error:  # which says of the disk what Python would say by an OSError
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:

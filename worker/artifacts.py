@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,6 +27,10 @@ MANIFEST = "manifest.json"
 _PIECE_BYTES = 2**22
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _NAME = re.compile(rf"{_SEGMENT}(/{_SEGMENT}){{0,7}}")
+
+
+def no_check() -> None:
+    """Never ends what calls it."""
 
 
 class DamagedArtifact(Exception):
@@ -81,10 +85,10 @@ class ArtifactStore:
         except FileNotFoundError as error:  # deleted meanwhile
             raise NotFound("artifact_not_found", f"there is no artifact {name!r}") from error
 
-    def fetch(self, prefix: str, cache: Path) -> Path:
+    def fetch(self, prefix: str, cache: Path, check: Callable[[], None] = no_check) -> Path:
         """A local directory with the files of `prefix`: the store's own, or else a verified copy below `cache`.
 
-        It is for reading only. Raises `NotFound` and `DamagedArtifact`.
+        It is for reading only. Raises `NotFound` and `DamagedArtifact`, and calls `check` as `copy` does.
         """
         if self.directory is not None:
             self._check_sizes(prefix)
@@ -93,19 +97,22 @@ class ArtifactStore:
         if not directory.exists():
             try:
                 with new_directory(directory) as unfinished:
-                    self.copy(prefix, unfinished)
+                    self.copy(prefix, unfinished, check)
             except (FileExistsError, OSError):
                 if not directory.exists():  # else another process of this machine was faster
                     raise
         return directory
 
-    def copy(self, prefix: str, directory: Path) -> None:
-        """Copies the files of `prefix` into `directory`. Raises `NotFound` and `DamagedArtifact`."""
+    def copy(self, prefix: str, directory: Path, check: Callable[[], None] = no_check) -> None:
+        """Copies the files of `prefix` into `directory`. Raises `NotFound` and `DamagedArtifact`.
+
+        Every 4 MiB it calls `check`, which may raise to end it.
+        """
         for name, stored in self.manifest(prefix).files.items():
             target = directory / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._fs.open(self._path(prefix, name), "rb") as source, new_file(target) as file:
-                if _copy(source, file) != stored:
+                if _copy(source, file, check) != stored:
                     raise DamagedArtifact(f"{prefix}/{name} has another size or sha256 than its {MANIFEST} says")
 
     def verify(self, prefix: str) -> None:
@@ -170,10 +177,11 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _copy(source: Any, target: Any) -> StoredFile:
+def _copy(source: Any, target: Any, check: Callable[[], None] = no_check) -> StoredFile:
     """Copies, if there is a target, and describes what was read."""
     digest, size = hashlib.sha256(), 0
     while piece := source.read(_PIECE_BYTES):
+        check()
         digest.update(piece)
         size += len(piece)
         if target is not None:

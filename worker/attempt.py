@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -19,7 +19,7 @@ from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.durable import replace_file
 from flowpp.run_directory import CONFIG, METRICS, RESULT, RunConfig, RunDirectory
-from worker.artifacts import DamagedArtifact
+from worker.artifacts import DamagedArtifact, no_check
 from worker.jobs import Job
 from worker.refusals import NotFound
 from worker.service import Service
@@ -32,25 +32,27 @@ class ProcessRemains(RuntimeError):
     """The training process of an earlier attempt cannot be ended."""
 
 
-def prepare(service: Service, job: Job) -> RunDirectory:
+def prepare(service: Service, job: Job, check: Callable[[], None] = no_check) -> tuple[RunDirectory, int]:
     """The attempt's run directory, with its configuration, and the newest checkpoint and the metrics up to it.
 
-    Raises `flowpp.data.BadImages`, `DamagedArtifact` (of the images) and `ProcessRemains`.
+    Also the step of that checkpoint, or 0. While it copies it calls `check`, which may raise. Raises
+    `flowpp.data.BadImages`, `DamagedArtifact` (of the images) and `ProcessRemains`.
     """
     run = _take_over(service.run_directory(job.id), job.attempt)
-    images = service.datasets.open(job.request["dataset"])
+    check()
+    images = service.datasets.open(job.request["dataset"], check)
     origin = job.plan.get("resume_from")
     config = RunConfig(
         model=ModelConfig(**job.plan["model"]),
         training=TrainingConfig(**job.plan["training"]),
         data=str(images.directory),
-        resume_from=None if origin is None else str(service.checkpoints.fetch(service.checkpoints.get(origin))),
+        resume_from=None if origin is None else str(service.checkpoints.fetch(service.checkpoints.get(origin), check)),
     )
     replace_file(run.path / CONFIG, config.model_dump_json(indent=2).encode() + b"\n")
     (run.path / RESULT).unlink(missing_ok=True)
-    step = _restore_checkpoint(service, job, run)
+    step = _restore_checkpoint(service, job, run, check)
     _restore_metrics(service, job, run, step)
-    return run
+    return run, step
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def _evict(path: Path) -> None:
             time.sleep(0.05)
 
 
-def _restore_checkpoint(service: Service, job: Job, run: RunDirectory) -> int:
+def _restore_checkpoint(service: Service, job: Job, run: RunDirectory, check: Callable[[], None]) -> int:
     """Copies the newest checkpoint from the store where it is newer than the directory's own; its step, or 0."""
     own = newest_complete(run.path)
     step = read_manifest(own).step if own else 0
@@ -104,7 +106,7 @@ def _restore_checkpoint(service: Service, job: Job, run: RunDirectory) -> int:
             break
         shutil.rmtree(run.checkpoint(checkpoint.step), ignore_errors=True)  # a damaged one
         try:
-            service.checkpoints.copy(checkpoint, run.checkpoint(checkpoint.step))
+            service.checkpoints.copy(checkpoint, run.checkpoint(checkpoint.step), check)
         except (DamagedArtifact, NotFound) as error:
             line = f"checkpoint {checkpoint.id} of step {checkpoint.step} is damaged, and passed over: {error}"
             service.events.append(job, "log", {"line": line, "level": "warning"})

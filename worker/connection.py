@@ -1,5 +1,7 @@
 """The connection to Redis."""
 
+from typing import Any
+
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
@@ -20,3 +22,9 @@ def connect(url: str, retries: int = 3) -> Redis:
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
         retry_on_error=list(UNREACHABLE),
     )
+
+
+def redis_time(redis: Any) -> float:
+    """The server's clock, in Unix seconds."""
+    seconds, microseconds = redis.time()
+    return float(seconds + microseconds / 1e6)

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from redis import Redis
 
 from flowpp.config import Shape
 from flowpp.data import ImageSet
-from worker.artifacts import ArtifactStore
+from worker.artifacts import ArtifactStore, no_check
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
 from worker.transitions import Transitions
@@ -89,9 +89,12 @@ class Datasets:
             raise Conflict("in_use", f"dataset {dataset_id} is used by a job that has not finished")
         self._store.delete(f"datasets/{dataset_id}")
 
-    def open(self, dataset_id: str) -> ImageSet:
-        """The images, on this machine. Raises `NotFound`, `DamagedArtifact` and `flowpp.data.BadImages`."""
-        return ImageSet.open(self._store.fetch(f"datasets/{dataset_id}", self._cache) / _IMAGES)
+    def open(self, dataset_id: str, check: Callable[[], None] = no_check) -> ImageSet:
+        """The images, on this machine. Raises `NotFound`, `DamagedArtifact` and `flowpp.data.BadImages`.
+
+        As `ArtifactStore.copy` it calls `check`.
+        """
+        return ImageSet.open(self._store.fetch(f"datasets/{dataset_id}", self._cache, check) / _IMAGES)
 
     def _load(self, ids: Sequence[str]) -> list[Dataset]:
         records = self._redis.mget([f"flowpp:dataset:{dataset_id}" for dataset_id in ids])

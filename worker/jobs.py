@@ -83,6 +83,7 @@ class Job(BaseModel):
     group: str = Field("", exclude=True, description="Jobs of the same group can run in one batch.")
     size: int = Field(1, exclude=True, description="How much of a batch it fills.")
     artifacts: str = Field("", exclude=True, description="Where in the store its artifacts are; empty: nowhere yet.")
+    ended: str = Field("", exclude=True, description="Why the attempt before ended, in words.")
     failures: int = Field(0, exclude=True, description="Attempts that count against `max_attempts`.")
 
     @property
@@ -189,9 +190,16 @@ class Jobs:
         """Puts a paused job back into the queue. Raises `NotFound`, `Conflict`."""
         return self._ask("resume", job_id)
 
-    def delete(self, job_id: str) -> None:
-        """Removes record and events of a finished job. Raises `NotFound`, `Conflict`."""
-        self._ask("delete", job_id)
+    def delete(self, job_id: str) -> bool:
+        """Removes record and events of a job that no worker holds; one that is held is cancelled first: false.
+
+        Raises `NotFound`, `Conflict`.
+        """
+        return self._answer("delete", job_id) == "deleted"
+
+    def deleting(self) -> list[str]:
+        """The ids of jobs that are to be deleted as soon as they have ended."""
+        return sorted(self._redis.smembers("flowpp:deleting"))
 
     def queue_position(self, job: Job) -> int | None:
         """How many jobs are before it in the queue; none where it does not wait."""
@@ -218,6 +226,10 @@ class Jobs:
     def set_progress(self, job: Job, progress: Progress) -> None:
         """Raises `StaleAttempt`."""
         _current(job, self._scripts.set_field(job.id, job.attempt, "progress", progress.model_dump_json()))
+
+    def set_artifacts(self, job: Job, prefix: str) -> None:
+        """Says where in the store the job's artifacts are. Raises `StaleAttempt`."""
+        _current(job, self._scripts.set_field(job.id, job.attempt, "artifacts", prefix))
 
     def end(
         self,
@@ -247,22 +259,29 @@ class Jobs:
             ),
         )
 
-    def reap(self) -> list[str]:
-        """Ends the attempts whose lease has run out as crashed (`worker_lost`); the ids of their jobs."""
-        return self._scripts.reap()
+    def reap(self, may_end: bool = True) -> list[str]:
+        """Ends the attempts whose lease has run out as crashed (`worker_lost`); the ids of their jobs.
+
+        Where `may_end` is false, none is ended: only leases that were given by a clock that was put back since are
+        shortened to what a lease can be.
+        """
+        return self._scripts.reap(self.lease_seconds, may_end)
 
     def waiting(self, queue: Queue) -> list[str]:
         """The ids of the jobs that wait, in their order."""
         return list(self._redis.zrange(f"flowpp:queued:{queue}", 0, -1))
 
     def _ask(self, transition: str, job_id: str) -> Job:
-        before = self.get(job_id)
+        self._answer(transition, job_id)
+        return self.get(job_id)
+
+    def _answer(self, transition: str, job_id: str) -> str:
         status = self._scripts.ask(transition, job_id)
         if status == "missing":
             raise _not_found(job_id)
         if status.startswith("refused"):
             raise _refusal(transition, job_id, status.removeprefix("refused "))
-        return before if transition == "delete" else self.get(job_id)
+        return status
 
     def _load(self, ids: Sequence[str]) -> list[Job]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -293,8 +312,6 @@ def _not_found(job_id: str) -> NotFound:
 def _refusal(transition: str, job_id: str, status: str) -> Conflict:
     if status == "in_use":
         return Conflict("in_use", f"a checkpoint of job {job_id} is used by a job that has not finished")
-    if transition == "delete":
-        return Conflict("job_not_finished", f"job {job_id} is {status}; cancel it, and delete it when it has ended")
     if status in TERMINAL:
         return Conflict("job_finished", f"job {job_id} is {status} and cannot change any more")
     if transition == "resume":

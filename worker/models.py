@@ -4,7 +4,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from redis import Redis
 
 from flowpp.checkpoint import read_manifest
 from flowpp.config import ModelConfig
-from worker.artifacts import ArtifactStore
+from worker.artifacts import ArtifactStore, no_check
 from worker.jobs import Job, StaleAttempt
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
@@ -123,15 +123,18 @@ class Checkpoints:
             raise Conflict("no_checkpoint", f"job {model_id} has no checkpoint yet")
         return best(found) or found[-1]
 
-    def fetch(self, checkpoint: Checkpoint) -> Path:
-        """The checkpoint's directory on this machine. Raises `NotFound` and `DamagedArtifact`."""
-        return self._store.fetch(checkpoint.prefix, self._cache) / CHECKPOINT
+    def fetch(self, checkpoint: Checkpoint, check: Callable[[], None] = no_check) -> Path:
+        """The checkpoint's directory on this machine. Raises `NotFound` and `DamagedArtifact`.
 
-    def copy(self, checkpoint: Checkpoint, directory: Path) -> None:
-        """Copies the checkpoint to the new `directory`. Raises `NotFound` and `DamagedArtifact`."""
+        As `ArtifactStore.copy` it calls `check`.
+        """
+        return self._store.fetch(checkpoint.prefix, self._cache, check) / CHECKPOINT
+
+    def copy(self, checkpoint: Checkpoint, directory: Path, check: Callable[[], None] = no_check) -> None:
+        """Copies the checkpoint to the new `directory`. Raises `NotFound` and `DamagedArtifact`; calls `check`."""
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".step-", suffix=".tmp") as temporary:
-            self._store.copy(checkpoint.prefix, Path(temporary))
+            self._store.copy(checkpoint.prefix, Path(temporary), check)
             shutil.move(Path(temporary) / CHECKPOINT, directory)
 
     def delete(self, checkpoint: Checkpoint) -> None:

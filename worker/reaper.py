@@ -2,15 +2,18 @@
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from typing import Self
 
-from worker.connection import UNREACHABLE
+from worker.connection import UNREACHABLE, redis_time
 from worker.queue import QUEUES
 from worker.service import Service
 
 log = logging.getLogger(__name__)
 
 _LOOKS = 5  # a lease
+_RENEWALS = 3  # a lease
 
 
 class Reaper:
@@ -30,18 +33,44 @@ class Reaper:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._service.settings.lease_seconds / _LOOKS):
+        clock = Clock()
+        lease = self._service.settings.lease_seconds
+        while not self._ended.wait(lease / _LOOKS):
             try:
-                reap(self._service)
+                moved = clock.moved(redis_time(self._service.redis), lease)
+                reap(self._service, trusted=not moved)
             except UNREACHABLE as error:
                 log.warning("the reaper waits for Redis: %s", error)
 
 
-def reap(service: Service) -> list[str]:
-    """Ends attempts whose lease ran out, and rings as many bells as jobs wait without one; the ids of those jobs."""
-    ended = [] if _just_started(service) else service.jobs.reap()
+class Clock:
+    """Tells whether Redis's clock, by which leases end, was moved: it should go as fast as this process's own."""
+
+    def __init__(self, own: Callable[[], float] = time.monotonic) -> None:
+        self._own = own
+        self._ahead: float | None = None
+        self._trusted_from = 0.0
+
+    def moved(self, seconds: float, lease_seconds: float) -> bool:
+        """Whether a lease's time has not yet passed since a clock that now says `seconds` was moved."""
+        now = self._own()
+        ahead = seconds - now
+        if self._ahead is not None and abs(ahead - self._ahead) > lease_seconds / _RENEWALS:
+            log.warning("Redis's clock was moved by %+.0f s; leases are trusted again in a while", ahead - self._ahead)
+            self._trusted_from = now + lease_seconds
+        self._ahead = ahead
+        return now < self._trusted_from
+
+
+def reap(service: Service, trusted: bool = True) -> list[str]:
+    """Ends attempts whose lease ran out, deletes what has ended and shall be, and rings as many bells as jobs wait.
+
+    The ids of the jobs whose attempt was ended; none is while leases are not to be trusted.
+    """
+    ended = service.jobs.reap(trusted and not _just_started(service))
     for job_id in ended:
         log.warning("job %s lost its worker: its lease ran out", job_id)
+    service.delete_ended()
     for queue, name in QUEUES.items():
         for job_id in service.jobs.waiting(queue)[int(service.redis.llen(name)) :]:
             service.bells.ring(queue, job_id)
@@ -51,4 +80,4 @@ def reap(service: Service) -> list[str]:
 def _just_started(service: Service) -> bool:
     """Whether leases may have run out because Redis was away, and their workers had no time yet to renew them."""
     uptime: int = service.redis.info("server")["uptime_in_seconds"]
-    return uptime <= service.settings.lease_seconds
+    return 0 <= uptime <= service.settings.lease_seconds  # below zero after the clock was put back

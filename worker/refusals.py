@@ -21,7 +21,7 @@ class NotFound(Refusal):
 
 
 class Conflict(Refusal):
-    """Codes: job_finished, job_not_finished, job_not_paused, not_pausable, no_checkpoint, in_use."""
+    """Codes: job_finished, job_not_paused, not_pausable, no_checkpoint, in_use."""
 
 
 class Invalid(Refusal):

@@ -49,7 +49,11 @@ class TrainingRequest(Frozen):
     training: TrainingOverrides = Field(  # type: ignore[valid-type]
         default_factory=TrainingOverrides, description="What to change of the preset's recipe."
     )
-    resume_from: ModelId | None = Field(None, description="Start from this checkpoint, of the same model.")
+    resume_from: ModelId | None = Field(
+        None,
+        description="Warm start: begin with this checkpoint's weights and their average, of a model alike but for its "
+        "dropout. Steps, schedule and optimizer begin anew, whatever the recipe.",
+    )
     metadata: Metadata = Field({})
 
 

@@ -1,5 +1,6 @@
 """The job service without HTTP: what can be asked of it, over its records, its store and its queues."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from flowpp.checkpoint import BadCheckpoint
-from flowpp.config import ModelConfig
+from flowpp.config import ModelConfig, TrainingConfig
+from flowpp.memory import advice, estimate, micro_batch
 from flowpp.presets import resolve_model, resolve_training
 from flowpp.published import import_published
 from flowpp.run_directory import describe
+from worker import presence
 from worker.artifacts import ArtifactStore, Manifest
 from worker.connection import connect
 from worker.datasets import Dataset, Datasets
@@ -21,9 +24,11 @@ from worker.events import Events
 from worker.jobs import QUEUE_OF, Job, Jobs, JobType, NewJob, new_job_id
 from worker.models import Checkpoint, Checkpoints
 from worker.queue import Doorbells, celery
-from worker.refusals import Invalid, NotFound
+from worker.refusals import Conflict, Invalid, NotFound
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -65,10 +70,13 @@ class Service:
         if plan["training"]["num_processes"] > self.settings.max_processes:
             most = self.settings.max_processes
             raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
+        self._check_memory(ModelConfig(**plan["model"]), TrainingConfig(**plan["training"]))
         uses = [dataset.id]
         if request.resume_from is not None:
             checkpoint = self.checkpoints.resolve(request.resume_from)
-            _check_resumable(checkpoint, ModelConfig(**plan["model"]), plan["training"]["steps"])
+            if fault := ModelConfig(**plan["model"]).unlike(checkpoint.model):
+                message = f"checkpoint {checkpoint.id} cannot start this model: {fault}"
+                raise Invalid("wrong_model", message, "resume_from")
             plan["resume_from"] = checkpoint.id
             uses.append(checkpoint.id)
         return self._submit("training", request, plan, uses)
@@ -155,6 +163,15 @@ class Service:
         _check_shape(dataset.shape, checkpoint)
         return [dataset.id]
 
+    def _check_memory(self, model: ModelConfig, training: TrainingConfig) -> None:
+        """Raises `Invalid` where the training would not fit into what any present worker has."""
+        offered = [memory.of_process(training.num_processes) for memory in presence.memories(self.redis, "training")]
+        if not offered:
+            return  # who comes may have more
+        needed = estimate(model, training).at(micro_batch(training))
+        if needed > max(offered):
+            raise Invalid("out_of_memory", advice(model, training, max(offered)), "training.micro_batch_size")
+
     def import_checkpoint(self, file: Path, preset: str) -> Checkpoint:
         """Registers the checkpoint made of the authors' .npz file. Raises `Invalid`, which lists what does not fit."""
         with tempfile.TemporaryDirectory() as directory:
@@ -171,14 +188,30 @@ class Service:
         self.bells.ring(job.queue, job.id)
         return job
 
-    def delete_job(self, job_id: str) -> None:
-        """Removes a finished job, its checkpoints and all that is stored of it. Raises `NotFound` and `Conflict`."""
+    def delete_job(self, job_id: str) -> bool:
+        """Removes a job, its checkpoints and all that is stored of it; false where it is cancelled first.
+
+        Such a job is removed as soon as its worker has let go of it. Raises `NotFound` and `Conflict`.
+        """
         checkpoints = self.checkpoints.of_job(job_id)
-        self.jobs.delete(job_id)
+        if not self.jobs.delete(job_id):
+            return False
         for checkpoint in checkpoints:
             self.store.delete(checkpoint.prefix)
         self.store.delete(f"jobs/{job_id}")
         shutil.rmtree(self.run_directory(job_id), ignore_errors=True)  # there is one where it was paused
+        return True
+
+    def delete_ended(self) -> None:
+        """Removes the jobs that were to be, and have ended since."""
+        for job_id in self.jobs.deleting():
+            try:
+                if self.jobs.get(job_id).finished:
+                    self.delete_job(job_id)
+            except NotFound:
+                log.info("job %s was deleted by another process", job_id)
+            except Conflict as error:  # tried again, when the reaper looks again
+                log.info("job %s is not deleted yet: %s", job_id, error)
 
     def artifacts(self, job: Job) -> Manifest:
         """The files that a job has left. Raises `NotFound` where it has left none yet."""
@@ -235,17 +268,6 @@ def _plan_training(request: TrainingRequest, dataset: Dataset) -> dict[str, Any]
     except ValidationError as error:
         raise Invalid("invalid_configuration", describe(error), "training") from error
     return {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
-
-
-def _check_resumable(checkpoint: Checkpoint, model: ModelConfig, steps: int) -> None:
-    if checkpoint.model != model:
-        raise Invalid("wrong_model", f"checkpoint {checkpoint.id} is of another model than this one", "resume_from")
-    if checkpoint.step >= steps:
-        raise Invalid(
-            "invalid_configuration",
-            f"checkpoint {checkpoint.id} has taken {checkpoint.step:,} steps; training.steps ({steps:,}) must be more",
-            "training.steps",
-        )
 
 
 def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint) -> None:

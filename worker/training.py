@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -11,17 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from flowpp.checkpoint import BadCheckpoint, step_of
+from flowpp.checkpoint import BadCheckpoint, read_manifest, step_of
 from flowpp.data import BadImages
-from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, Result, RunDirectory
+from flowpp.memory import advice
+from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, Result, RunDirectory
 from worker import child
 from worker.artifacts import DamagedArtifact
 from worker.attempt import held, prepare, say_process
 from worker.jobs import TERMINAL, Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
 from worker.lease import Lease
-from worker.models import best
+from worker.models import Checkpoint, best
+from worker.presence import own_memory
 from worker.refusals import Conflict
 from worker.service import Service
 
@@ -41,6 +44,8 @@ def train(service: Service, job: Job, shutdown: threading.Event) -> None:
     with Lease(service.jobs, [job]) as lease:
         try:
             status = _run(service, job, lease, shutdown)
+        except Stopped:
+            status = service.jobs.end(job, "stopped")
         except StaleAttempt as error:
             log.warning("%s; it was ended", error)
             return
@@ -54,23 +59,55 @@ def train(service: Service, job: Job, shutdown: threading.Event) -> None:
         service.bells.ring("training", job.id)
 
 
+class Stopped(Exception):
+    """The job was to stop before its training process began."""
+
+
 def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) -> JobStatus:
+    def asked() -> bool:
+        if lease.lost(job):
+            raise StaleAttempt(f"attempt {job.attempt} of job {job.id} has lost it")
+        return shutdown.is_set() or lease.wish(job) != "running"
+
+    def check() -> None:
+        if asked():
+            raise Stopped
+
     try:
-        run = prepare(service, job)
+        run, step = prepare(service, job, check)
     except (BadImages, DamagedArtifact) as error:
         return service.jobs.end(job, "failed", error=JobError(code="bad_dataset", message=str(error)))
+    service.events.append(job, "log", {"line": _begins(job, step)})
     reporter = Reporter(service, job, run)
-    status, asked = _supervise(service, job, run, reporter, lease, shutdown)
-    became, failure = outcome(run, status, asked)
+    process, out_of_memory = _supervise(service, job, run, reporter, asked)
+    became, failure = outcome(run, process.status, process.asked)
+    if failure is not None and out_of_memory:
+        became, failure = "failed", JobError(code="out_of_memory", message=_killed_for_memory(run))
     artifacts = _patiently(lambda: _store_all(service, job, run, reporter))
     return service.jobs.end(job, became, error=failure, result=reporter.result(), artifacts=artifacts)
 
 
+def _begins(job: Job, step: int) -> str:
+    """Which attempt begins where, and why there is another one."""
+    before = f"; the one before ended: {job.ended}" if job.ended else ""
+    steps = job.plan["training"]["steps"]
+    where = f"goes on from step {step:,} of {steps:,}" if step else f"begins the first of {steps:,} steps"
+    return f"attempt {job.attempt} {where}{before}"
+
+
+class Ended(NamedTuple):
+    """How a child ended: its exit status, and whether it was asked to stop."""
+
+    status: int
+    asked: bool
+
+
 def _supervise(
-    service: Service, job: Job, run: RunDirectory, reporter: "Reporter", lease: Lease, shutdown: threading.Event
-) -> tuple[int, bool]:
-    """Runs the child to its end; its exit status, and whether it was asked to stop. Raises `StaleAttempt`."""
+    service: Service, job: Job, run: RunDirectory, reporter: "Reporter", asked: Callable[[], bool]
+) -> tuple[Ended, bool]:
+    """Runs the child to its end; whether the kernel killed a process for memory then. Raises `StaleAttempt`."""
     asked_at: float | None = None
+    kills = memory_kills()
     with held(run) as lock:
         command = training_command(run, job.plan["training"].get("num_processes", 1), service.settings.grace_seconds)
         process = child.start(command, run.path / LOG, pass_fds=[lock.fileno()])
@@ -78,9 +115,7 @@ def _supervise(
     try:
         while not _ended(process):
             reporter.tell()
-            if lease.lost(job):
-                raise StaleAttempt(f"attempt {job.attempt} of job {job.id} has lost it")
-            if asked_at is None and (shutdown.is_set() or lease.wish(job) != "running"):
+            if asked() and asked_at is None:
                 asked_at = time.monotonic()
                 process.terminate()
             elif asked_at is not None and time.monotonic() - asked_at > service.settings.grace_seconds:
@@ -88,7 +123,20 @@ def _supervise(
     finally:
         child.sweep(process)
         process.wait()
-    return process.returncode, asked_at is not None
+    return Ended(process.returncode, asked_at is not None), memory_kills() > kills
+
+
+def memory_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory, since it started; 0 where it does not say."""
+    counters = Path("/proc/vmstat")
+    found = re.search(r"^oom_kill (\d+)$", counters.read_text(), re.MULTILINE) if counters.exists() else None
+    return int(found[1]) if found else 0
+
+
+def _killed_for_memory(run: RunDirectory) -> str:
+    config = run.config
+    advised = advice(config.model, config.training, own_memory().of_process(config.training.num_processes))
+    return f"the machine ran out of memory, and its kernel killed the training process: {advised}"
 
 
 def training_command(run: RunDirectory, num_processes: int, grace_seconds: float) -> list[str | Path]:
@@ -121,8 +169,7 @@ def outcome(run: RunDirectory, status: int, asked: bool) -> tuple[Outcome, JobEr
     last = child.tail(run.path / LOG, lines=1)
     if status < 0:
         name = signal.Signals(-status).name
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return "crashed", JobError(code="internal", message=f"the training process was ended by {name}{hint}")
+        return "crashed", JobError(code="internal", message=f"the training process was ended by {name}")
     message = f"the training process ended with status {status}: {last}"
     return ("failed" if status == _BAD_INPUT else "crashed"), JobError(code="internal", message=message)
 
@@ -144,16 +191,18 @@ def _store_all(service: Service, job: Job, run: RunDirectory, reporter: "Reporte
     """Tells and stores what is left to, and then the artifacts; where these are. Raises `OSError`."""
     reporter.tell()
     reporter.store_checkpoints()
-    return _store_artifacts(service, job, run)
+    return _store_artifacts(service, job, run, "last")
 
 
-def _store_artifacts(service: Service, job: Job, run: RunDirectory) -> str:
-    """Stores what the run has left beside its checkpoints; where."""
-    prefix = f"jobs/{job.id}/attempt-{job.attempt}"  # a stale attempt's are nobody's
+def _store_artifacts(service: Service, job: Job, run: RunDirectory, name: str) -> str:
+    """Stores what the run has left beside its checkpoints; where. Raises `OSError`."""
+    prefix = f"jobs/{job.id}/attempt-{job.attempt}-{name}"  # a stale attempt's are nobody's
     with tempfile.TemporaryDirectory() as directory:
-        for name in _ARTIFACTS:
-            if (run.path / name).exists():
-                shutil.copyfile(run.path / name, Path(directory) / name)
+        for artifact in _ARTIFACTS:
+            if (run.path / artifact).exists():
+                shutil.copyfile(run.path / artifact, Path(directory) / artifact)
+        if (run.path / SAMPLES).exists():
+            shutil.copytree(run.path / SAMPLES, Path(directory) / SAMPLES, ignore=shutil.ignore_patterns(".*"))
         service.store.put(prefix, Path(directory), job.model_dump(mode="json"))
     return prefix
 
@@ -167,7 +216,8 @@ class Reporter:
         self._run = run
         self._metrics = Tail(run.path / METRICS)
         self._log = Tail(run.path / LOG)
-        self._stored = {checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)}
+        self._stored = {checkpoint.step: checkpoint for checkpoint in service.checkpoints.of_job(job.id)}
+        self._artifacts = ["", job.artifacts]  # the last two that the job's record named
         self._recipe = job.plan["training"]
         self._store_again_at = 0.0
         self._catch_up()
@@ -191,8 +241,9 @@ class Reporter:
     def store_checkpoints(self) -> None:
         """Stores the checkpoints that are not. Raises `OSError` where the store cannot be written."""
         for path in self._run.checkpoints():
-            if step_of(path) not in self._stored:
-                self._store(path)
+            stored = self._stored.get(step_of(path))
+            if stored is None or not _has_metrics(stored, path):
+                self._store(path, instead_of=stored)
 
     def result(self) -> dict[str, Any]:
         """The job's result so far: its checkpoints, and the best validation bits/dim."""
@@ -219,16 +270,27 @@ class Reporter:
         self._service.events.append(self._job, "metrics", row)
         self._service.jobs.set_progress(self._job, Progress.at(row["step"], self._recipe["steps"]))
 
-    def _store(self, path: Path) -> None:
+    def _store(self, path: Path, instead_of: Checkpoint | None) -> None:
         try:
             checkpoint = self._service.checkpoints.register(path, self._job)
         except (BadCheckpoint, FileNotFoundError) as error:  # the run keeps only some of its checkpoints
             log.info("%s was not stored: %s", path, error)
             return
-        self._stored.add(checkpoint.step)
+        self._stored[checkpoint.step] = checkpoint
         data = {"id": checkpoint.id, "step": checkpoint.step, "metrics": checkpoint.metrics}
         self._service.events.append(self._job, "checkpoint", data)
+        if instead_of is not None:
+            self._delete(instead_of)
         self._prune()
+        self._store_artifacts(checkpoint.step)
+
+    def _store_artifacts(self, step: int) -> None:
+        """Makes the job's artifacts those of now; who reads the ones before can still do so until the next time."""
+        prefix = _store_artifacts(self._service, self._job, self._run, f"{step}")
+        self._service.jobs.set_artifacts(self._job, prefix)
+        old, *self._artifacts = [*self._artifacts, prefix]
+        if old and old not in self._artifacts:
+            self._service.store.delete(old)
 
     def _prune(self) -> None:
         """Keeps in the store what the run keeps: the newest checkpoints, and the best."""
@@ -236,10 +298,21 @@ class Reporter:
         chosen = best(checkpoints)
         for checkpoint in checkpoints[: -self._recipe["keep_checkpoints"]]:
             if chosen is None or checkpoint.id != chosen.id:
-                try:
-                    self._service.checkpoints.delete(checkpoint)
-                except Conflict as error:
-                    log.info("kept: %s", error)
+                self._delete(checkpoint)
+
+    def _delete(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._service.checkpoints.delete(checkpoint)
+        except Conflict as error:
+            log.info("kept: %s", error)
+
+
+def _has_metrics(stored: Checkpoint, path: Path) -> bool:
+    """Whether what is stored of a checkpoint has its metrics, which may have come after a resume."""
+    try:
+        return stored.metrics == read_manifest(path).metrics
+    except BadCheckpoint:  # pruned meanwhile
+        return True
 
 
 class Tail:

@@ -7,6 +7,7 @@ flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
 flowpp:jobs, flowpp:jobs:type:<type>         sorted sets of job ids by sequence
 flowpp:queued:<queue>        sorted set of the ids of waiting jobs by sequence
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
+flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>  records (JSON); flowpp:datasets, flowpp:checkpoints index them
 """
@@ -82,15 +83,28 @@ local function wish(id, status)
   return status
 end
 
+-- Ends an attempt. Its last event, and the first of the next attempt, say why in words.
 local function settle(id, outcome, code, message)
   local status = get(id, 'status')
-  local data = {{}}
-  if code ~= '' then data.code, data.message = code, message end
-  if status == 'cancelling' then return become(id, 'cancelled', data) end
+  local data = {{message = message}}
+  if code ~= '' then data.code = code end
+  if status == 'cancelling' then
+    data.message = 'cancelled'
+    return become(id, 'cancelled', data)
+  end
   if outcome == 'succeeded' then return become(id, 'succeeded') end
+  if outcome == 'stopped' then
+    data.message = status == 'pausing' and 'paused' or 'its worker was told to shut down'
+  end
+  set(id, 'ended', data.message)
   if outcome == 'crashed' then
-    set(id, 'failures', tonumber(get(id, 'failures')) + 1)
-    if tonumber(get(id, 'failures')) >= tonumber(get(id, 'max_attempts')) then outcome = 'failed' end
+    local failures, most = tonumber(get(id, 'failures')) + 1, tonumber(get(id, 'max_attempts'))
+    set(id, 'failures', failures)
+    if failures >= most then
+      outcome = 'failed'
+    else
+      data.message = string.format('%s; it is tried again after %d of %d failures', message, failures, most)
+    end
   end
   if outcome == 'failed' then
     set(id, 'error', cjson.encode({{code = code, message = message}}))
@@ -127,7 +141,9 @@ for _, id in ipairs(waiting) do
     group, filled = get(id, 'group'), filled + size
     set(id, 'attempt', tonumber(get(id, 'attempt')) + 1)
     redis.call('HSETNX', key(id), 'started_at', seconds(now()))
-    become(id, 'running', {worker = worker})
+    local said = 'attempt ' .. get(id, 'attempt') .. ' begins'
+    if get(id, 'ended') ~= '' then said = said .. '; the one before ended: ' .. get(id, 'ended') end
+    become(id, 'running', {worker = worker, message = said})
     redis.call('ZADD', 'flowpp:leases', seconds(now() + lease), id)
     table.insert(taken, id)
     if group == '' or filled >= capacity then break end
@@ -165,6 +181,13 @@ return settle(id, outcome, code, message)
 """
 
 _REAP = """
+local lease, may_end = tonumber(ARGV[1]), ARGV[2] == '1'
+-- A lease that ends later than any can was given before the clock was put back.
+local latest = seconds(now() + lease)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'flowpp:leases', '(' .. latest, '+inf')) do
+  redis.call('ZADD', 'flowpp:leases', latest, id)
+end
+if not may_end then return {} end
 local ended = redis.call('ZRANGEBYSCORE', 'flowpp:leases', '-inf', seconds(now()), 'LIMIT', 0, 100)
 for _, id in ipairs(ended) do
   settle(id, 'crashed', 'worker_lost', 'the worker that held the job was lost: its lease ran out')
@@ -204,15 +227,20 @@ _DELETE = """
 local id = ARGV[1]
 local status = get(id, 'status')
 if status == '' then return 'missing' end
-if not TERMINAL[status] then return 'refused ' .. status end
 local checkpoints = redis.call('SMEMBERS', key(id) .. ':checkpoints')
 for _, checkpoint in ipairs(checkpoints) do
   if redis.call('SCARD', 'flowpp:uses:' .. checkpoint) > 0 then return 'refused in_use' end
 end
+if HELD[status] then
+  redis.call('SADD', 'flowpp:deleting', id)
+  return status == 'cancelling' and status or wish(id, 'cancelling')
+end
+if not TERMINAL[status] then become(id, 'cancelled') end
 for _, checkpoint in ipairs(checkpoints) do
   redis.call('DEL', 'flowpp:checkpoint:' .. checkpoint)
   redis.call('ZREM', 'flowpp:checkpoints', checkpoint)
 end
+redis.call('SREM', 'flowpp:deleting', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
@@ -289,9 +317,9 @@ class Transitions:
         """The job's new status."""
         return self._end(args=[job_id, attempt, outcome, code, message, result, artifacts])
 
-    def reap(self) -> list[str]:
-        """The ids of the jobs whose attempt was ended."""
-        return self._reap()
+    def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
+        """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""
+        return self._reap(args=[lease_seconds, int(may_end)])
 
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""

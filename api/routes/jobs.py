@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from api.dependencies import ServiceOf
@@ -70,10 +70,22 @@ def resume(job_id: str, service: ServiceOf) -> JobObject:
     return _shown(service, service.resume(job_id))
 
 
-@router.delete("/{job_id}", status_code=204)
-def delete(job_id: str, service: ServiceOf) -> None:
-    """Delete a finished job with its events, artifacts and checkpoints."""
-    service.delete_job(job_id)
+DELETED = {
+    202: {"model": JobObject, "description": "It is being cancelled, and deleted then."},
+    204: {"description": "It is deleted.", "content": None},
+}
+
+
+@router.delete("/{job_id}", status_code=204, response_model=None, responses=DELETED)  # type: ignore[arg-type]
+def delete(job_id: str, service: ServiceOf) -> Response:
+    """Delete a job with its events, artifacts and checkpoints.
+
+    One that a worker holds is cancelled first (202), and is gone a few seconds after its worker has let go of it.
+    """
+    before = service.jobs.get(job_id)
+    if service.delete_job(job_id):
+        return Response(status_code=204)
+    return JSONResponse(_shown(service, before).model_dump(mode="json") | {"status": "cancelling"}, 202)
 
 
 SSE = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A page, or a stream."}}

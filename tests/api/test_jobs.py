@@ -187,8 +187,23 @@ def test_a_queued_job_is_cancelled_at_once_and_stays_so(http: httpx.Client, data
 def test_a_queued_training_job_can_be_paused_and_resumed(http: httpx.Client, dataset: Dataset) -> None:
     job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
     assert http.post(f"/v1/jobs/{job}/pause").json()["status"] == "paused"
-    assert http.delete(f"/v1/jobs/{job}").json()["code"] == "job_not_finished"
     assert http.post(f"/v1/jobs/{job}/resume").json()["status"] == "queued"
+
+
+def test_a_job_that_runs_is_cancelled_before_it_is_deleted(
+    http: httpx.Client, service: Service, dataset: Dataset
+) -> None:
+    job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
+    [held] = service.jobs.claim("training", "a worker")
+    for _ in range(2):
+        response = http.delete(f"/v1/jobs/{job}")
+        assert (response.status_code, response.json()["id"], response.json()["status"]) == (202, job, "cancelling")
+    service.jobs.end(held, "stopped")
+    deadline = time.monotonic() + 10
+    while http.get(f"/v1/jobs/{job}").status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert http.delete(f"/v1/jobs/{job}").status_code == 404
 
 
 def test_a_dataset_that_a_job_needs_is_not_deleted(http: httpx.Client, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from examples import photographs
+from flowpp.batches import Batches
 from flowpp.config import TrainingConfig
 from flowpp.learner import Learner
 from flowpp.likelihood import likelihood, to_symbols
@@ -15,7 +16,6 @@ from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
 from flowpp.processes import Processes
 from flowpp.sampling import decode, encode
-from flowpp.training import Batches
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -1,5 +1,6 @@
 """Training: it learns, resumes bit for bit, stops with a checkpoint, and says why it fails."""
 
+import errno
 import json
 import math
 import shutil
@@ -12,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowpp.checkpoint import MODEL, BadCheckpoint, describe_file, newest_complete, read_manifest
+from flowpp.batches import Batches
+from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, describe_file, newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import ImageSet, build_image_set
 from flowpp.learner import Learner, learning_rate
@@ -21,8 +23,9 @@ from flowpp.model import FlowPP
 from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.processes import Processes
 from flowpp.recording import record
-from flowpp.run_directory import BadRunDirectory, RunDirectory, TrainingError
-from flowpp.training import Batches, Event, naming_failures, never, train
+from flowpp.run_directory import BadRunDirectory, RunConfig, RunDirectory, TrainingError
+from flowpp.sources import Split, open_images
+from flowpp.training import naming_failures, never, train
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -58,10 +61,33 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert read_manifest(ends[0]).unlogged == read_manifest(ends[1]).unlogged
 
 
-def stop_after(steps: int) -> Callable[[], bool]:
-    """Says yes from the question after the given step on; the first one comes before any step."""
-    asked = iter(range(1_000_000))
-    return lambda: next(asked) >= steps
+class Stopping:
+    """Runs a training to the end, or stops it after a step: asks at every question from then on."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.learner: Learner | None = None
+
+    def __call__(self) -> bool:
+        return self.learner is not None and self.learner.step >= self.after
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Stopping]:
+    """Makes a `stop` that says yes from the end of a step on: before it is evaluated, where it would be."""
+    take_step, stops = Learner.take_step, []
+
+    def remember(learner: Learner, images: torch.Tensor) -> None:
+        take_step(learner, images)
+        for stop in stops:
+            stop.learner = learner
+
+    def make(after: int) -> Stopping:
+        stops.append(Stopping(after))
+        return stops[-1]
+
+    monkeypatch.setattr(Learner, "take_step", remember)
+    return make
 
 
 def test_training_lowers_bits_per_dim(finished_run: Path) -> None:
@@ -74,9 +100,9 @@ def test_training_lowers_bits_per_dim(finished_run: Path) -> None:
 
 @pytest.mark.parametrize("stopped_at", [4, 10, 13])
 def test_a_stopped_run_resumes_bit_for_bit(
-    stopped_at: int, tmp_path: Path, image_set: ImageSet, model: ModelConfig
+    stopped_at: int, tmp_path: Path, image_set: ImageSet, model: ModelConfig, stop_after: Callable[[int], Stopping]
 ) -> None:
-    training = recipe(log_every=3, seed=stopped_at)
+    training = recipe(log_every=3, seed=stopped_at, horizontal_flips=stopped_at == 4, weight_decay=0.1)
     for _ in train(tmp_path / "whole", model=model, training=training, images=image_set):
         pass
     resumed = tmp_path / "resumed"
@@ -84,10 +110,21 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert [event.step for event in events] == list(range(1, stopped_at + 1))
     assert events[-1].checkpoint == RunDirectory(resumed).checkpoint(stopped_at)
     torch.manual_seed(stopped_at)  # nobody's draws change a run
-    assert next(iter(train(resumed))).step == stopped_at + 1
+    first = next(iter(train(resumed)))
+    if stopped_at == 10:  # whose evaluation is still to come
+        assert (first.step, first.checkpoint, "validation_bits_per_dim" in first.metrics) == (10, None, True)
+    else:
+        assert first.step == stopped_at + 1
     for _ in train(resumed):
         pass
     assert_same_run(tmp_path / "whole", resumed)
+    for step in (10, 20) if stopped_at == 10 else (20,):
+        ends = [read_manifest(RunDirectory(tmp_path / run).checkpoint(step)) for run in ("whole", "resumed")]
+        known = [{**end.metrics, "images_per_second": None} for end in ends]
+        assert known[0] == known[1], "a checkpoint's metrics are known in the end"
+    assert (resumed / "samples" / "step-00000020.png").read_bytes() == (
+        tmp_path / "whole" / "samples" / "step-00000020.png"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("lost_at", [7, 17])
@@ -143,31 +180,57 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, image_set:
     assert run.best_checkpoint() == run.checkpoint(best)
 
 
-def test_a_run_can_start_from_another_ones_checkpoint(
+def test_a_warm_start_begins_with_a_checkpoints_weights_and_nothing_else_of_it(
     tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
 ) -> None:
     origin = finished_run / "checkpoints" / "step-00000010"
-    events = list(train(tmp_path, model=model, training=recipe(), images=image_set, resume_from=origin))
-    assert [event.step for event in events] == list(range(11, 21))
-    ends = [load_file(path / "checkpoints" / "step-00000020" / MODEL) for path in (finished_run, tmp_path)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    still = recipe(steps=1, learning_rate=1e-12, ema_decay=1 - 1e-12, warmup_steps=0, seed=5, batch_size=4)
+    undropped = model.model_copy(update={"dropout": 0.0})
+    [event] = train(tmp_path / "a", model=undropped, training=still, images=image_set, resume_from=origin)
+    assert (event.step, event.images_seen) == (1, 4)
+    assert event.note == f"warm start from the weights of {origin}, of step 10"
+    end = newest_complete(tmp_path / "a")
+    assert end is not None
+    for name in (MODEL, EMA):
+        before, after = load_file(origin / name), load_file(end / name)
+        assert all(torch.allclose(before[key], after[key], atol=1e-9) for key in before), name
+    assert read_manifest(end).warm_start_sha256 == describe_file(origin / MODEL).sha256
+    assert load_file(end / OPTIMIZER)[f"step.{next(iter(before))}"] == 1
 
 
-def test_a_start_from_a_checkpoint_that_does_not_fit_is_refused(
+def test_a_warm_start_takes_any_checkpoint(
     tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
 ) -> None:
-    def start(directory: str, model: ModelConfig, training: TrainingConfig, origin: Path) -> Event:
-        run = tmp_path / directory
-        return next(iter(train(run, model=model, training=training, images=image_set, resume_from=origin)))
+    FlowPP.load(finished_run / "checkpoints" / "step-00000020").save(tmp_path / "exported")
+    training = recipe(steps=4, warmup_steps=0)
+    first, *_ = train(
+        tmp_path / "run", model=model, training=training, images=image_set, resume_from=tmp_path / "exported"
+    )
+    anew, *_ = train(tmp_path / "anew", model=model, training=training, images=image_set)
+    assert first.metrics["train_bits_per_dim"] < anew.metrics["train_bits_per_dim"] - 0.2
 
+
+def test_a_warm_started_run_resumes_its_own_checkpoints(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig, stop_after: Callable[[int], Stopping]
+) -> None:
     origin = finished_run / "checkpoints" / "step-00000020"
-    with pytest.raises(BadRunDirectory, match="step 20; this run ends at step 20"):
-        start("no steps left", model, recipe(), origin)
-    with pytest.raises(BadRunDirectory, match="another model"):
-        start("other model", model.model_copy(update={"filters": 16}), recipe(steps=30), origin)
-    FlowPP.load(origin).save(tmp_path / "exported")
-    with pytest.raises(BadCheckpoint, match=r"holds no ema\.safetensors"):
-        start("no optimizer", model, recipe(steps=30), tmp_path / "exported")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for _ in train(whole, model=model, training=recipe(), images=image_set, resume_from=origin):
+        pass
+    stop = stop_after(7)
+    for _ in train(resumed, model=model, training=recipe(), images=image_set, resume_from=origin, stop=stop):
+        pass
+    first, *_ = train(resumed)
+    assert (first.step, first.note) == (8, "goes on from step-00000007")
+    assert_same_run(whole, resumed)
+
+
+def test_a_warm_start_from_a_model_of_another_kind_is_refused(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    origin, wide = finished_run / "checkpoints" / "step-00000020", model.model_copy(update={"filters": 16})
+    with pytest.raises(BadRunDirectory, match="its filters is 8, and the model's 16"):
+        next(iter(train(tmp_path, model=wide, training=recipe(), images=image_set, resume_from=origin)))
 
 
 def test_a_run_directory_is_one_run(
@@ -220,13 +283,13 @@ def test_a_loss_that_stays_non_finite_after_the_rollback_fails_with_its_step_and
             for event in train(run, model=model, training=training, images=image_set, resume_from=poisoned):
                 recorder.step = event.step
 
-    with pytest.raises(TrainingError, match="5 steps in a row were not finite: at step 15 the loss was nan") as caught:
+    with pytest.raises(TrainingError, match="5 steps in a row were not finite: at step 5 the loss was nan") as caught:
         fail()
-    assert (caught.value.code, caught.value.step) == ("nan_loss", 15)
+    assert (caught.value.code, caught.value.step) == ("nan_loss", 5)
     assert newest_complete(run) is None
     assert metrics(run) == []
     result = json.loads((run / "result.json").read_text())
-    assert (result["status"], result["code"], result["step"]) == ("failed", "nan_loss", 14)
+    assert (result["status"], result["code"], result["step"]) == ("failed", "nan_loss", 4)
 
 
 def poison(learner: Learner, *steps: int) -> None:
@@ -263,7 +326,7 @@ def test_a_run_that_loses_its_weights_is_rolled_back_once_with_a_lower_learning_
     monkeypatch.setattr(Learner, "initialize", remember)
     training = recipe(steps=20, log_every=1, checkpoint_every=4, evaluation_every=100)
     events = list(train(tmp_path, model=model, training=training, images=image_set))
-    [note] = [event.note for event in events if event.note]
+    _, note = [event.note for event in events if event.note]
     assert len(learners) == 1
     assert "at step 13 the loss was" in note
     assert "rolled back to step 12, with 0.1 of the learning rate" in note
@@ -276,14 +339,17 @@ def test_a_run_that_loses_its_weights_is_rolled_back_once_with_a_lower_learning_
     assert read_manifest(last).learning_rate_factor == 0.1
 
 
-def test_memory_that_runs_out_is_named_with_the_batch_size() -> None:
-    with pytest.raises(TrainingError, match="batch_size 8") as caught, naming_failures(recipe(), CPU):
+def test_memory_that_runs_out_is_named_with_what_it_takes(model: ModelConfig) -> None:
+    config = RunConfig(model=model, training=recipe(), data="images")
+    said = r"out of memory on cpu: 8 images a forward pass take about .* GiB, of .* GiB there are"
+    with pytest.raises(TrainingError, match=said) as caught, naming_failures(config, CPU):
         torch.empty(2**60, dtype=torch.uint8)
     assert caught.value.code == "out_of_memory"
 
 
-def test_another_failure_keeps_its_name() -> None:
-    with pytest.raises(RuntimeError, match="must match"), naming_failures(recipe(), CPU):
+def test_another_failure_keeps_its_name(model: ModelConfig) -> None:
+    config = RunConfig(model=model, training=recipe(), data="images")
+    with pytest.raises(RuntimeError, match="must match"), naming_failures(config, CPU):
         torch.zeros(2) + torch.zeros(3)
 
 
@@ -294,6 +360,101 @@ def test_every_image_comes_once_an_epoch() -> None:
     epochs = order.reshape(4, 50)
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_flips_mirror_half_of_the_images_anew_each_epoch_and_nothing_else() -> None:
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1) * np.array([1, 6], np.uint8).reshape(1, 1, 2, 1)
+    images = np.broadcast_to(images, (40, 3, 2, 1))
+    flipped, plain = (Batches(images, recipe(batch_size=20, horizontal_flips=flips), ALONE) for flips in (True, False))
+    pairs = [(flipped.after(seen), plain.after(seen)) for seen in range(0, 400, 20)]
+    mirrored = np.array([[np.array_equal(a, b[:, ::-1]) for a, b in zip(*pair, strict=True)] for pair in pairs])
+    same = np.array([[np.array_equal(a, b) for a, b in zip(*pair, strict=True)] for pair in pairs])
+    assert (mirrored | same).all()
+    assert 0.4 < mirrored.mean() < 0.6
+    epochs = mirrored.reshape(10, 40)
+    assert len({tuple(epoch) for epoch in epochs}) == 10
+    halves = [
+        Batches(images, recipe(batch_size=20, horizontal_flips=True), Processes(rank, 2, CPU)).after(60)
+        for rank in (0, 1)
+    ]
+    assert np.array_equal(np.concatenate(halves), pairs[3][0]), "the processes see what one would see"
+
+
+def test_decay_shrinks_the_convolutions_alone(model: ModelConfig, image_set: ImageSet) -> None:
+    images = to_symbols(image_set.training[:8], FlowPP(model))
+    ends = []
+    for decay in (0.0, 0.5):
+        learner = Learner(model, recipe(warmup_steps=0, learning_rate=0.1, weight_decay=decay), ALONE)
+        learner.initialize(images)
+        start = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
+        learner.take_step(images)
+        ends.append(dict(learner.model.named_parameters()))
+    for name, tensor in start.items():
+        shrunk = 0.1 * 0.5 * tensor if "proj_" in name and name.endswith("weight") else 0
+        torch.testing.assert_close(ends[0][name] - ends[1][name], shrunk + torch.zeros_like(tensor), atol=1e-6, rtol=0)
+
+
+def test_metrics_name_what_is_beyond_the_paper(tmp_path: Path, image_set: ImageSet, model: ModelConfig) -> None:
+    options = {"horizontal_flips": True, "weight_decay": 0.01, "conditioner_precision": "bfloat16"}
+    [event] = train(tmp_path, model=model, training=recipe(steps=1, **options), images=image_set)
+    named = {"horizontal_flips": 1.0, "weight_decay": 0.01, "bfloat16_conditioners": 1.0}
+    assert named.items() <= event.metrics.items()
+    assert event.checkpoint is not None
+    assert named.items() <= read_manifest(event.checkpoint).metrics.items()
+    assert recipe().beyond_the_paper == {}
+
+
+def test_samples_are_drawn_at_intervals_from_the_same_latents(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    for _ in train(tmp_path, model=model, training=recipe(steps=5, sample_every=2), images=image_set):
+        pass
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-00000002.png", "step-00000004.png", "step-00000005.png"]
+    _, grid = open_images([tmp_path / "samples" / names[0]], Split.ALL)[:2]
+    assert grid.shape == (1, 32, 32, 3)
+
+
+class FullDisk:
+    """Refuses to make checkpoints, as a full disk would, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_delays_a_checkpoint_and_ends_nothing(
+    tmp_path: Path, finished_run: Path, image_set: ImageSet, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, sync = FullDisk(times=2), RunDirectory.sync_metrics
+
+    def full(run: RunDirectory) -> None:
+        disk()
+        sync(run)
+
+    monkeypatch.setattr(RunDirectory, "sync_metrics", full)
+    monkeypatch.setattr("flowpp.ledger._PAUSE_SECONDS", 0)
+    events = list(train(tmp_path, model=model, training=PRESETS["tiny"].training, images=image_set))
+    written = [event.step for event in events if event.checkpoint]
+    assert written == [12, 20]
+    notes = [event.note for event in events if event.note]
+    assert "step-00000010 cannot be written yet, and will be tried again: [Errno 28]" in notes[1]
+    assert metrics(tmp_path) == metrics(finished_run)
+
+
+def test_a_disk_that_stays_full_fails_the_run_by_its_name(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunDirectory, "sync_metrics", FullDisk(times=1_000_000))
+    monkeypatch.setattr("flowpp.ledger._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("flowpp.ledger.PATIENCE_SECONDS", 0.1)
+    with pytest.raises(TrainingError, match="step-00000003 could not be written") as caught:
+        list(train(tmp_path, model=model, training=recipe(steps=3), images=image_set))
+    assert caught.value.code == "disk_full"
 
 
 def test_the_average_begins_as_a_copy_and_moves_by_one_minus_the_decay(model: ModelConfig, image_set: ImageSet) -> None:

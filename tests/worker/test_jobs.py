@@ -8,6 +8,7 @@ import pytest
 
 from tests.worker.conftest import Submit
 from worker.jobs import TERMINAL, Job, JobError, Progress, StaleAttempt
+from worker.reaper import reap
 from worker.refusals import Conflict, NotFound, QueueFull
 from worker.service import Service
 
@@ -84,19 +85,23 @@ def test_each_state_goes_where_it_is_asked_to_or_refuses_and_stays(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_only_a_finished_job_can_be_deleted(service: Service, submit: Submit, status: str) -> None:
+def test_a_job_that_no_worker_holds_is_deleted_at_once_and_another_is_cancelled_first(
+    service: Service, submit: Submit, status: str
+) -> None:
     job = in_status(service, submit, status)
-    if status in TERMINAL:
-        service.jobs.delete(job.id)
-        with pytest.raises(NotFound):
-            service.jobs.get(job.id)
-        assert [key for key in service.redis.keys("*") if job.id in key] == []
-        assert service.jobs.page().data == []
-    else:
-        with pytest.raises(Conflict) as caught:
-            service.jobs.delete(job.id)
-        assert caught.value.code == "job_not_finished"
-        assert service.jobs.get(job.id) == job
+    held = status in {"running", "pausing", "cancelling"}
+    assert service.jobs.delete(job.id) is not held
+    if held:
+        assert service.jobs.get(job.id).status == "cancelling"
+        assert service.jobs.deleting() == [job.id]
+        assert reap(service) == []
+        service.jobs.end(service.jobs.get(job.id), "stopped")
+        reap(service)
+    with pytest.raises(NotFound):
+        service.jobs.get(job.id)
+    assert [key for key in service.redis.keys("*") if job.id in key] == []
+    assert service.jobs.page().data == []
+    assert service.jobs.deleting() == []
 
 
 @pytest.mark.parametrize("asked", ["get", "cancel", "pause", "resume", "delete"])
@@ -136,7 +141,7 @@ def test_a_claim_takes_the_job_that_waited_longest_and_counts_the_attempt(servic
     assert (job.status, job.attempt) == ("running", 1)
     assert job.started_at is not None
     [event] = [event for event in service.events.page(job.id).data if event.data["status"] == "running"]
-    assert event.data == {"status": "running", "attempt": 1, "worker": WORKER}
+    assert event.data == {"status": "running", "attempt": 1, "worker": WORKER, "message": "attempt 1 begins"}
 
 
 def test_of_many_claimers_one_wins(service: Service, submit: Submit) -> None:

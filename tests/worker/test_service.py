@@ -2,6 +2,9 @@
 
 import base64
 import json
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from flowpp import FlowPP
+from flowpp.config import TrainingOverrides
 from flowpp.presets import resolve_model
+from worker import presence
 from worker.datasets import Dataset
 from worker.models import Checkpoint
+from worker.presence import Memory, Presence
 from worker.refusals import Invalid, NotFound, Refusal
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
@@ -74,6 +80,36 @@ def test_more_processes_than_the_workers_offer_are_refused(service: Service, dat
     with pytest.raises(Invalid, match="the workers offer") as caught:
         service.submit_training(training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
     assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
+
+
+def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_fit(
+    service: Service, dataset: Dataset
+) -> None:
+    wide = training(dataset.id, model={"preset": "tiny", "blocks": 8, "filters": 64}, training={"batch_size": 512})
+    service.submit_training(wide)  # while nobody says what there is
+    small, large = (Memory(bytes=size, shared=True) for size in (2**29, 2**40))
+    with Presence(service.redis, "training", "small", small):
+        wait_for(lambda: presence.memories(service.redis, "training") == [small])
+        with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 0.5 GiB") as caught:
+            service.submit_training(wide)
+        assert (caught.value.code, caught.value.field) == ("out_of_memory", "training.micro_batch_size")
+        most = int(re.findall(r"micro_batch_size (\d+) would fit", str(caught.value))[0])
+        fitting = {"batch_size": 512, "micro_batch_size": most}
+        service.submit_training(wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
+        fitting["micro_batch_size"] += 1
+        with pytest.raises(Invalid):
+            service.submit_training(wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
+        with Presence(service.redis, "training", "large", large):
+            wait_for(lambda: len(presence.memories(service.redis, "training")) == 2)
+            service.submit_training(wide)
+    assert presence.memories(service.redis, "training") == []
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +178,7 @@ def test_a_start_from_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     job = service.submit_training(training(dataset.id, resume_from=checkpoint.id))
     assert job.plan["resume_from"] == checkpoint.id
-    with pytest.raises(Invalid, match="is of another model") as caught:
+    with pytest.raises(Invalid, match="its filters is 8, and the model's 4") as caught:
         service.submit_training(training(dataset.id, model={"preset": "tiny", "filters": 4}, resume_from=checkpoint.id))
     assert caught.value.field == "resume_from"
 

@@ -3,25 +3,37 @@
 import json
 import shutil
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from flowpp import FlowPP
+from flowpp.checkpoint import StoredFile, complete_checkpoint
+from flowpp.data import build_image_set
 from flowpp.presets import resolve_model
 from flowpp.run_directory import Result, RunDirectory
 from flowpp.weights import write_checkpoint
 from worker import child
 from worker.attempt import held, prepare, say_process
 from worker.datasets import Dataset
-from worker.jobs import Job
+from worker.jobs import Job, JobError
 from worker.requests import TrainingRequest
 from worker.service import Service
-from worker.training import LOG, Reporter, Tail, outcome
+from worker.settings import Settings
+from worker.training import LOG, Reporter, Tail, outcome, train
 
 
 @pytest.fixture
 def job(service: Service, dataset: Dataset) -> Job:
+    return claim_new(service, dataset)
+
+
+def claim_new(service: Service, dataset: Dataset) -> Job:
     service.submit_training(TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}}))
     return claim(service)
 
@@ -35,7 +47,7 @@ def write(run: RunDirectory, step: int, **metrics: float) -> None:
     model = FlowPP(resolve_model("tiny", {}, (3, 8, 8)))
     rows = run.read_metrics()
     for taken in range(rows[-1]["step"] + 1 if rows else 1, step + 1):
-        run.append_metrics(taken, 8 * taken, {"train_bits_per_dim": 7.0})
+        run.append_metrics([{"step": taken, "images_seen": 8 * taken, "train_bits_per_dim": 7.0}])
     tensors = {"model.safetensors": model.state_dict()}
     write_checkpoint(run.checkpoint(step), tensors, model=model.config, step=step, metrics=metrics)
 
@@ -83,7 +95,7 @@ def test_how_a_training_process_ends_says_what_becomes_of_its_job(
 
 
 def test_what_appears_in_the_run_directory_is_told_once(service: Service, job: Job) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     reporter = Reporter(service, job, run)
     write(run, 2)
     (run.path / LOG).write_text('{"step": 1}\nsomething to say\n')
@@ -98,7 +110,7 @@ def test_what_appears_in_the_run_directory_is_told_once(service: Service, job: J
 
 
 def test_the_store_keeps_the_newest_checkpoints_and_the_best(service: Service, job: Job) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     reporter = Reporter(service, job, run)
     for step, score in ((1, 7.0), (2, 5.0), (3, 6.0), (4, 6.5), (5, 6.2)):
         write(run, step, validation_bits_per_dim=score)
@@ -113,16 +125,17 @@ def test_the_store_keeps_the_newest_checkpoints_and_the_best(service: Service, j
 def test_the_next_attempt_has_the_newest_checkpoint_and_the_metrics_up_to_it(
     service: Service, job: Job, elsewhere: bool
 ) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     reporter = Reporter(service, job, run)
     write(run, 2)
     reporter.tell()
-    run.append_metrics(3, 24, {"train_bits_per_dim": 6.0})  # of a step after the checkpoint
+    run.append_metrics([{"step": 3, "images_seen": 24, "train_bits_per_dim": 6.0}])  # of a step after the checkpoint
     reporter.tell()
     service.jobs.end(job, "stopped")
     if elsewhere:  # on another machine there is only the store
         shutil.rmtree(service.run_directory(job.id))
-    again = prepare(service, claim(service))
+    again, step = prepare(service, claim(service))
+    assert step == 2
     assert again.path != run.path
     assert not run.path.exists()
     assert [path.name for path in again.checkpoints()] == ["step-00000002"]
@@ -131,20 +144,20 @@ def test_the_next_attempt_has_the_newest_checkpoint_and_the_metrics_up_to_it(
 
 
 def test_metrics_that_a_lost_attempt_could_not_tell_are_told_by_the_next(service: Service, job: Job) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     reporter = Reporter(service, job, run)
     write(run, 2)
     reporter.tell()
     write(run, 4)
     service.jobs.end(job, "crashed")
     again = claim(service)
-    Reporter(service, again, prepare(service, again)).tell()
+    Reporter(service, again, prepare(service, again)[0]).tell()
     assert [row["step"] for row in service.events.metrics(job.id)] == [1, 2, 3, 4]
     assert [checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)] == [2, 4]
 
 
 def test_the_next_attempt_ends_the_process_of_the_one_before(service: Service, job: Job) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     with held(run) as lock:
         command = [sys.executable, "-c", "import time; time.sleep(100)"]
         process = child.start(command, run.path / LOG, pass_fds=[lock.fileno()])
@@ -156,9 +169,90 @@ def test_the_next_attempt_ends_the_process_of_the_one_before(service: Service, j
 
 
 def test_metrics_are_json_lines_as_the_library_writes_them(service: Service, job: Job) -> None:
-    run = prepare(service, job)
+    run = prepare(service, job)[0]
     reporter = Reporter(service, job, run)
     write(run, 1)
     reporter.tell()
     [row] = service.events.metrics(job.id)
     assert row == json.loads((run.path / "metrics.jsonl").read_text())
+
+
+def test_a_checkpoint_whose_metrics_come_later_takes_the_place_of_the_one_without(service: Service, job: Job) -> None:
+    run = prepare(service, job)[0]
+    write(run, 2)
+    Reporter(service, job, run).tell()
+    [before] = service.checkpoints.of_job(job.id)
+    complete_checkpoint(run.checkpoint(2), {"validation_bits_per_dim": 5.0}, {})
+    for _ in range(2):
+        Reporter(service, job, run).tell()
+    [after] = service.checkpoints.of_job(job.id)
+    assert (before.metrics, after.metrics) == ({}, {"validation_bits_per_dim": 5.0})
+    assert after.id != before.id
+    assert not (Path(service.settings.store_url) / before.prefix).exists()
+
+
+def test_artifacts_are_there_from_the_first_checkpoint_on(service: Service, job: Job) -> None:
+    run = prepare(service, job)[0]
+    reporter = Reporter(service, job, run)
+    named = []
+    for step in (2, 4, 6):
+        write(run, step)
+        run.samples(step).parent.mkdir(exist_ok=True)
+        run.samples(step).write_bytes(b"a picture")
+        reporter.tell()
+        named.append(service.jobs.get(job.id).artifacts)
+        files = service.store.manifest(named[-1]).files
+        assert f"samples/step-{step:08d}.png" in files
+        assert service.store.open(named[-1], "metrics.jsonl").read().count(b"\n") == step
+    kept = sorted(path.name for path in (Path(service.settings.store_url) / "jobs" / job.id).iterdir())
+    assert kept == ["attempt-1-4", "attempt-1-6"], "who reads those of a moment ago still can"
+
+
+@pytest.mark.parametrize("wish", ["pause", "cancel", "shutdown"])
+def test_an_attempt_that_is_to_stop_while_it_copies_its_data_ends_at_once(
+    service: Service, settings: Settings, tmp_path: Path, wish: str
+) -> None:
+    remote = settings.model_copy(update={"store": f"memory://{tmp_path.name}", "lease_seconds": 3})
+    np.save(tmp_path / "images.npy", np.zeros((40, 8, 8, 3), np.uint8))
+    with Service(remote) as service:
+        job = claim_new(service, service.datasets.register(build_image_set(tmp_path / "images.npy", tmp_path / "set")))
+        shutdown = threading.Event()
+        copied = []
+
+        def copy(source: Any, target: Any, check: Callable[[], None]) -> StoredFile:
+            copied.append(source)
+            ask = {"pause": service.jobs.pause, "cancel": service.jobs.cancel, "shutdown": lambda _: shutdown.set()}
+            ask[wish](job.id)
+            time.sleep(1)  # longer than the lease's thread takes to hear of it
+            check()
+            raise AssertionError("it goes on")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("worker.artifacts._copy", copy)
+            train(service, job, shutdown)
+        assert len(copied) == 1
+        ended = service.jobs.get(job.id)
+        assert ended.status == {"pause": "paused", "cancel": "cancelled", "shutdown": "queued"}[wish]
+        assert (ended.failures, ended.error) == (0, None)
+        assert not list(service.settings.data_directory.rglob("images.npy")), "nothing half-copied stays"
+
+
+def test_the_events_say_which_attempt_why_the_last_one_ended_and_where_it_goes_on(
+    service: Service, dataset: Dataset
+) -> None:
+    job = claim_new(service, dataset)
+    run = prepare(service, job)[0]
+    write(run, 10)
+    Reporter(service, job, run).tell()
+    service.jobs.end(job, "crashed", error=JobError(code="internal", message="it was ended by SIGKILL"))
+    again = claim(service)
+    train(service, again, threading.Event())
+    events = service.events.page(job.id, limit=1000).data
+    said = [event.data.get("message", event.data.get("line")) for event in events if event.type in ("status", "log")]
+    assert said[:5] == [
+        None,
+        "attempt 1 begins",
+        "it was ended by SIGKILL; it is tried again after 1 of 2 failures",
+        "attempt 2 begins; the one before ended: it was ended by SIGKILL",
+        "attempt 2 goes on from step 10 of 20; the one before ended: it was ended by SIGKILL",
+    ]

@@ -1,0 +1,191 @@
+"""How much memory training takes, estimated from the configuration alone; `benchmarks/memory.py` measures the error.
+
+Counted are the tensors that autograd keeps for the backward pass, in float32 values a position of a feature map, as
+torch 2.13 keeps them. Needs no torch.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowpp.config import Attention, ModelConfig, TrainingConfig, flow_shape, stage_couplings
+
+_BYTES = 4
+_COPIES = 6
+"""Of the parameters: weights, gradients, Adam's two moments, the average, and what a step of the optimizer needs."""
+
+_NORMALIZED_COPIES = 2
+"""More of them under weight normalization, for the backward pass."""
+
+_MIXTURE_TEMPORARIES = 14
+"""Of a coupling's mixture, as wide as its components, in its backward pass."""
+
+_BFLOAT16_SHARE = 0.65
+"""Of the values of a conditioner's blocks in bytes, where they are bfloat16: layer norms keep float32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes in a process: `fixed`, and `per_image` of a forward pass."""
+
+    fixed: float
+    per_image: float
+
+    def at(self, images: int) -> float:
+        """Bytes with so many images a forward pass."""
+        return self.fixed + self.per_image * images
+
+    def most_images(self, available: float) -> int:
+        """Images a forward pass that fit into so many bytes; 0 where not even one does."""
+        return max(0, int((available - self.fixed) // self.per_image))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of one coupling or network: parameters; values kept for the backward pass, of an image; of those, the blocks'."""
+
+    parameters: int
+    kept: float
+    in_blocks: float = 0
+    temporary: float = 0
+    coupling: bool = False
+
+
+def micro_batch(training: TrainingConfig) -> int:
+    """Images of a forward pass of a process."""
+    share = -(-training.batch_size // training.num_processes)
+    return min(share, training.micro_batch_size or share)
+
+
+def estimate(model: ModelConfig, training: TrainingConfig) -> Memory:
+    """What one process of a run takes, beside torch itself."""
+    parts = list(_parts(model))
+    parameters = sum(part.parameters for part in parts)
+    reduced = 1 - _BFLOAT16_SHARE if training.conditioner_precision == "bfloat16" else 0
+    kept = [part.kept - reduced * part.in_blocks for part in parts]
+    if training.activation_checkpointing:
+        recomputed = [values for part, values in zip(parts, kept, strict=True) if part.coupling]
+        kept = [values for part, values in zip(parts, kept, strict=True) if not part.coupling]
+        kept.append(max(recomputed))
+    per_image = sum(kept) + max(part.temporary for part in parts)
+    copies = _COPIES + (_NORMALIZED_COPIES if model.weight_norm else 0)
+    return Memory(_BYTES * copies * parameters, _BYTES * per_image)
+
+
+def advice(model: ModelConfig, training: TrainingConfig, available: float) -> str:
+    """What a run takes of `available` bytes and what would fit, in words."""
+    needed, images = estimate(model, training), micro_batch(training)
+    said = f"{images:,} images a forward pass take about {_gib(needed.at(images))}, of {_gib(available)} there are"
+    fitting = min(images, needed.most_images(available))
+    frugal = training.model_copy(update={"activation_checkpointing": True})
+    with_recomputation = min(images, estimate(model, frugal).most_images(available))
+    ways = []
+    if fitting:
+        ways.append(f"training.micro_batch_size {fitting:,} would fit and give the same gradients")
+    if with_recomputation > fitting:
+        way = f"training.activation_checkpointing would make room for {with_recomputation:,} images"
+        ways.append(way if with_recomputation == images else f"{way} (micro_batch_size)")
+    if not ways:
+        return f"{said}; not even one image fits: choose a smaller model"
+    return f"{said}; {', and '.join(ways)}"
+
+
+def of_machine() -> int:
+    """Bytes of this machine's memory, or of what its control group may use."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text))
+    return available
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Of the whole model."""
+    return sum(part.parameters for part in _parts(model))
+
+
+def _parts(model: ModelConfig) -> Iterator[_Part]:
+    channels, height, width = model.image_shape
+    image = model.dimensions
+    yield _Part(0, 8 * image)  # logit, sigmoid, priors
+    declared = model.dequantizer
+    if declared.kind == "variational":
+        attention: Attention = "softmax" if declared.context == "attention" else "none"
+        context = _Network(model, declared.context_filters, attention, norm=declared.context != "convolution")
+        places = height * width // 2
+        parameters = context.convolution(2 * channels, declared.context_filters, 3)
+        parameters += context.block_parameters(gate_kernel=3) * declared.context_blocks
+        parameters += declared.context_filters * places * (attention != "none")
+        kept = places * (2 * channels + context.block_values() * declared.context_blocks)
+        yield _Part(parameters, kept, places * context.block_values() * declared.context_blocks)
+        filters = declared.context_filters
+        yield from _flow(model, declared.flow, declared.blocks, declared.attention, filters)
+    yield from _flow(model, model.flow, model.blocks, model.attention, 0)
+
+
+def _flow(
+    model: ModelConfig, flow: tuple[str, ...], blocks: int, attention: Attention, context: int
+) -> Iterator[_Part]:
+    shape = model.image_shape
+    for stage in flow:
+        channels, height, width = shape
+        if stage.startswith("columns"):
+            half, places = channels, height * width // 2
+        else:
+            half, places = channels // 2, height * width
+        for _ in range(stage_couplings(stage)):
+            yield from _coupling(model, half, places, blocks, attention, context)
+        shape = flow_shape((stage,), shape)
+
+
+def _coupling(
+    model: ModelConfig, half: int, places: int, blocks: int, attention: Attention, context: int
+) -> Iterator[_Part]:
+    network = _Network(model, model.filters, attention, norm=True)
+    widths = 2 if model.coupling == "affine" else 2 + 3 * model.components
+    last = model.filters * (2 if model.output_elu else 1)
+    outside = 2 * half * 2 * places + (2 * half * half if model.pointwise else 0)
+    yield _Part(outside, 4 * half * places)  # normalization and pointwise
+    parameters = network.convolution(half, model.filters, 3) + network.convolution(last, widths * half, 3)
+    parameters += network.block_parameters(gate_kernel=1, context=context) * blocks + model.filters * places
+    in_blocks = places * blocks * (network.block_values() + 4 * context)
+    ends = places * (half + model.filters * (4 if model.output_elu else 1) + half * (widths + 8))
+    temporary = _MIXTURE_TEMPORARIES * half * model.components * places if model.coupling == "mixture" else 0
+    yield _Part(parameters, in_blocks + ends, in_blocks, temporary, coupling=True)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Blocks of `filters`, as in `flowpp.conditioner`."""
+
+    model: ModelConfig
+    filters: int
+    attention: Attention
+    norm: bool
+
+    def convolution(self, channels: int, filters: int, kernel: int) -> int:
+        """Parameters."""
+        return filters * (channels * kernel * kernel + (2 if self.model.weight_norm else 1))
+
+    def block_parameters(self, gate_kernel: int, context: int = 0) -> int:
+        filters = self.filters
+        norms = (1 if self.norm else 0) + (1 if self.attention != "none" else 0)
+        count = self.convolution(2 * filters, filters, 3) + self.convolution(2 * filters, 2 * filters, gate_kernel)
+        count += 2 * filters * norms
+        if context:
+            count += self.convolution(2 * context, filters, 1)
+        if self.attention != "none":
+            count += self.convolution(filters, 3 * filters, 1) + self.convolution(filters, 2 * filters, 1)
+        return count
+
+    def block_values(self) -> float:
+        """Kept for the backward pass, of one position."""
+        dropout = 1 if self.model.dropout else 0
+        gated = 10 + 2 * dropout + (1 if self.norm else 0)
+        attended = {"softmax": 9, "maximum": 8, "none": 0}[self.attention]
+        return self.filters * (gated + attended + (dropout if attended else 0))
