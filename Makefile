@@ -31,8 +31,8 @@ test: lint  ## lint, then run every test but those marked gpu, slow, faults and 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-faults: install  ## kill and damage what training needs, and print what it cost
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py
+test-faults: install  ## kill and damage what training needs, stop it at any time, and print what it cost
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py
 
 soak: install  ## 30 jobs under random faults for ten minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak

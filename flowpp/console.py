@@ -1,5 +1,6 @@
 """What the command line shows and catches: progress bars, JSON lines, signals, and errors in one sentence."""
 
+import errno
 import json
 import signal
 import sys
@@ -45,9 +46,10 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
     """Passes the events on, and shows them as a bar, or as JSON lines where no one watches."""
     if as_json or not sys.stdout.isatty():
         for event in events:
-            _print_event(event)
-            if event.note:
-                errors.print(event.note)
+            with unless_the_disk_is_full():
+                _print_event(event)
+                if event.note:
+                    errors.print(event.note)
             yield event
         return
     columns = (
@@ -70,6 +72,16 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
             latest |= event.metrics
             progress.update(task, completed=event.step, numbers=_numbers(latest))
             yield event
+
+
+@contextmanager
+def unless_the_disk_is_full() -> Iterator[None]:
+    """Says what the block says, or nothing where a full disk does not take it: no reason for a run to end."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def track(batches: Iterable[np.ndarray], total: int, what: str) -> np.ndarray:

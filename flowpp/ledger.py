@@ -38,6 +38,7 @@ class Ledger:
         self._rows: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._again_at = 0.0
+        self._late_since: float | None = None
 
     def note(self, sentence: str | None) -> None:
         """To be told with the next event."""
@@ -103,6 +104,9 @@ class Ledger:
         while failed and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
             failed = not self._tried(path.name, write)
+        if self._late_since is not None and not failed:
+            self._notes.append(f"{path.name} is written, {time.monotonic() - self._late_since:.0f} s late")
+            self._late_since = None
         self.owing = self._learner.processes.any(failed)
         if self.owing and last:
             raise TrainingError(
@@ -123,6 +127,7 @@ class Ledger:
             write()
         except OSError as error:
             self._again_at = time.monotonic() + _PAUSE_SECONDS
+            self._late_since = self._late_since or time.monotonic()
             sentence = f"{what} cannot be written yet, and will be tried again: {error}"
             if not self._notes or self._notes[-1] != sentence:
                 self._notes.append(sentence)

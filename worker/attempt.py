@@ -108,8 +108,8 @@ def _restore_checkpoint(service: Service, job: Job, run: RunDirectory, check: Ca
         try:
             service.checkpoints.copy(checkpoint, run.checkpoint(checkpoint.step), check)
         except (DamagedArtifact, NotFound) as error:
-            line = f"checkpoint {checkpoint.id} of step {checkpoint.step} is damaged, and passed over: {error}"
-            service.events.append(job, "log", {"line": line, "level": "warning"})
+            said = f"checkpoint {checkpoint.id} of step {checkpoint.step} is damaged, and passed over: {error}"
+            service.events.append(job, "warning", {"message": said})
             continue
         return checkpoint.step
     return step

@@ -34,6 +34,7 @@ LOG = "log.txt"
 _ARTIFACTS = (CONFIG, METRICS, RESULT, CURVE, LOG)
 _LOOK_SECONDS = 0.2
 _MAX_LINE = 2_000
+_LEAST_FREE_BYTES = 2**20  # for metrics and the log
 _STORE_PAUSE_SECONDS = 1
 _STORE_PATIENCE_SECONDS = 300
 _BAD_INPUT = 2  # the command line's exit status for what another attempt would not mend
@@ -220,6 +221,7 @@ class Reporter:
         self._artifacts = ["", job.artifacts]  # the last two that the job's record named
         self._recipe = job.plan["training"]
         self._store_again_at = 0.0
+        self._disk_full = False
         self._catch_up()
 
     def tell(self) -> None:
@@ -230,13 +232,27 @@ class Reporter:
             if line.strip() and not line.startswith(b"{"):  # the child's JSON lines repeat its metrics
                 text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
                 self._service.events.append(self._job, "log", {"line": text})
+        self._warn_of_the_disk()
         if time.monotonic() >= self._store_again_at:
             try:
                 self.store_checkpoints()
             except OSError as error:  # the run goes on, and keeps its checkpoints meanwhile
                 self._store_again_at = time.monotonic() + _STORE_PAUSE_SECONDS
-                text = f"a checkpoint cannot be stored yet: {type(error).__name__}: {error}"
-                self._service.events.append(self._job, "log", {"line": text[:_MAX_LINE], "level": "warning"})
+                self._warn(f"a checkpoint cannot be stored yet: {type(error).__name__}: {error}")
+
+    def _warn_of_the_disk(self) -> None:
+        """Once, when the next checkpoint would not fit: the run goes on meanwhile, and its own log may be full, too."""
+        newest = max(self._run.checkpoints(), key=step_of, default=None)
+        needed = sum(file.stat().st_size for file in newest.iterdir()) if newest else 0
+        free = shutil.disk_usage(self._run.path).free
+        full = free < needed + _LEAST_FREE_BYTES
+        if full and not self._disk_full:
+            where = f"the disk of {self._run.path} has {free:,} bytes left, of which a checkpoint takes {needed:,}"
+            self._warn(f"{where}; the run goes on and waits for room to write")
+        self._disk_full = full
+
+    def _warn(self, sentence: str) -> None:
+        self._service.events.append(self._job, "warning", {"message": sentence[:_MAX_LINE]})
 
     def store_checkpoints(self) -> None:
         """Stores the checkpoints that are not. Raises `OSError` where the store cannot be written."""

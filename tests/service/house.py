@@ -3,16 +3,22 @@
 import hashlib
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import httpx
 import numpy as np
 import psutil
+import pytest
 
 from flowpp.checkpoint import MODEL
 from flowpp.data import build_image_set
@@ -21,7 +27,7 @@ from worker import child
 from worker.datasets import Dataset
 from worker.events import Event
 from worker.jobs import Job
-from worker.redis_server import RedisServer
+from worker.redis_server import HOST, RedisServer, free_port
 from worker.requests import TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
@@ -35,7 +41,9 @@ class House:
     """A Redis server, a service over it, and training workers, all of which can be harmed."""
 
     def __init__(self, directory: Path, max_attempts: int = 4) -> None:
-        self.redis = RedisServer(directory / "redis").start()
+        self.clock = MovableClock(directory)
+        with self.clock.over_children():
+            self.redis = RedisServer(directory / "redis").start()
         self.settings = Settings(
             redis_url=self.redis.url,
             data_directory=directory / "data",
@@ -45,18 +53,41 @@ class House:
         self.service = Service(self.settings, redis_retries=60)
         self.directory = directory
         self.workers: list[subprocess.Popen[bytes]] = []
-
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        environment = {
+        self.api: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.environment = {
             **os.environ,
+            **self.clock.environment,
             "FLOWPP_REDIS_URL": self.redis.url,
             "FLOWPP_DATA_DIRECTORY": str(self.settings.data_directory),
             "FLOWPP_LEASE_SECONDS": str(LEASE_SECONDS),
             "OMP_NUM_THREADS": "1",
         }
+
+    def start_worker(self, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         log = self.directory / f"worker-{len(self.workers)}.log"
-        self.workers.append(child.start([sys.executable, "-m", "worker", "training"], log, environment))
+        command = [*prefix, sys.executable, "-m", "worker", "training"]
+        self.workers.append(child.start(command, log, self.environment))
         return self.workers[-1]
+
+    def start_redis(self) -> None:
+        with self.clock.over_children():
+            self.redis.start()
+
+    def start_api(self) -> httpx.Client:
+        """Starts the API, and returns when it answers."""
+        command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(self.port)]
+        self.api = child.start(command, self.directory / "api.log", self.environment)
+        http = httpx.Client(base_url=f"http://{HOST}:{self.port}", trust_env=False)
+
+        def answers() -> bool:
+            try:
+                return http.get("/healthz").is_success
+            except httpx.TransportError:
+                return False
+
+        self.until(answers, "the API does not answer")
+        return http
 
     def training_processes(self) -> list[psutil.Process]:
         found = psutil.process_iter(["cmdline"])
@@ -114,6 +145,9 @@ class House:
     def log_lines(self, job: Job) -> list[str]:
         return [event.data["line"] for event in self.events(job) if event.type == "log"]
 
+    def warnings(self, job: Job) -> list[str]:
+        return [event.data["message"] for event in self.events(job) if event.type == "warning"]
+
     def recovery(self, job: Job, struck: float) -> float:
         """Seconds from `struck`, in Unix time, to the next attempt's first step; or to the next stored checkpoint."""
         events = self.events(job)
@@ -132,6 +166,8 @@ class House:
         return sum(max(0, reached - step) for step in resumed)
 
     def stop(self) -> None:
+        if self.api is not None:
+            child.stop(self.api, 20)
         for worker in self.workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGCONT)
@@ -140,7 +176,40 @@ class House:
         self.redis.stop()
 
 
-Fault = Callable[[House, Any], None]
+class MovableClock:
+    """A clock of this machine for child processes, made of the true one and an offset, where there is a C compiler."""
+
+    def __init__(self, directory: Path) -> None:
+        self._offset = directory / "clock"
+        self._offset.touch()
+        self._write(0)
+        self.environment: dict[str, str] = {}
+        if compiler := shutil.which("cc"):
+            library = directory / "moved_clock.so"
+            source = Path(__file__).with_name("moved_clock.c")
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+            self.environment = {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(self._offset)}
+
+    def over_children(self) -> AbstractContextManager[Any]:
+        """Within it, processes that inherit this one's environment have the clock."""
+        return patch.dict(os.environ, self.environment)
+
+    def put(self, seconds: int) -> None:
+        """Makes it differ from the true one by so much."""
+        if not self.environment:
+            pytest.skip("without a C compiler there is no clock to move")
+        self._write(seconds)
+
+    def set_right(self) -> None:
+        self._write(0)
+
+    def _write(self, seconds: int) -> None:
+        with self._offset.open("r+b") as file:  # the same file: it is mapped
+            file.write(struct.pack("l", seconds))
+
+
+Fault = Callable[[House, Any], float | None]
+"""Does the harm; may say after how many seconds all was well again, where the job's events do not show it."""
 
 
 def kill_the_training_process(house: House, job: object) -> None:
@@ -176,7 +245,7 @@ def kill_redis_and_start_it_on_its_data(house: House, job: object) -> None:
     house.redis.process.kill()
     house.redis.process.wait()
     time.sleep(1)
-    house.redis.start()
+    house.start_redis()
 
 
 def damage_the_newest_checkpoint(house: House, job: Job) -> None:
@@ -205,6 +274,61 @@ def take_the_store_away_for_a_while(house: House, job: Job) -> None:
     store.with_name("away").rename(store)
 
 
+def kill_the_api(house: House, job: Job) -> float:
+    with closing(house.start_api()) as http:
+        assert http.get(f"/v1/jobs/{job.id}").json()["status"] == "running"
+    assert house.api is not None
+    house.api.kill()
+    house.api.wait()
+    start = time.monotonic()
+    with closing(house.start_api()) as http:
+        steps = http.get(f"/v1/jobs/{job.id}/metrics").json()["columns"]["step"]
+        assert steps == list(range(1, len(steps) + 1))
+        return time.monotonic() - start
+
+
+def fill_the_disk_of_the_runs(house: House, job: Job) -> float:
+    """The job goes on with a worker whose run directories are on a small disk of their own, and that is filled."""
+    child.stop(house.workers[-1], 20)
+    runs = house.settings.data_directory / "runs"
+    mount = f"mount -t tmpfs -o size=16m tmpfs {runs}"
+    tool = shutil.which("unshare")
+    if tool is None or subprocess.run([tool, "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    worker = house.start_worker((tool, "-rm", "sh", "-c", f'{mount} && exec "$0" "$@"'))
+    reached = house.step(job)
+    house.until(lambda: house.step(job) > reached, "the job does not go on")
+    ballast = Path(f"/proc/{worker.pid}/root{runs}/ballast")
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(2**16)) == 2**16:
+            pass
+    assert shutil.disk_usage(ballast).free == 0
+    house.until(lambda: house.warnings(job), "nobody warns of it")
+    before = len(house.service.checkpoints.of_job(job.id))
+    time.sleep(1)
+    assert len(house.service.checkpoints.of_job(job.id)) == before
+    assert not house.service.jobs.get(job.id).finished
+    ballast.unlink()
+    return house.until(lambda: house.service.checkpoints.of_job(job.id)[-1].step > reached, "no checkpoint comes")
+
+
+def put_the_clock_forward(house: House, job: Job) -> float:
+    return move_the_clock(house, job, 3600)
+
+
+def put_the_clock_back_and_kill_the_worker(house: House, job: Job) -> float:
+    """Whose lease would then end in an hour."""
+    move_the_clock(house, job, -3600)
+    kill_the_worker(house, job)
+    return house.until(lambda: house.service.jobs.get(job.id).attempt == 2, "nobody takes the job over")
+
+
+def move_the_clock(house: House, job: Job, seconds: int) -> float:
+    house.clock.put(seconds)
+    reached = house.step(job)
+    return house.until(lambda: house.step(job) > reached, "the job does not go on")
+
+
 FAULTS: dict[str, Fault] = {
     "SIGKILL of the training process": kill_the_training_process,
     "SIGKILL of the worker": kill_the_worker,
@@ -213,4 +337,8 @@ FAULTS: dict[str, Fault] = {
     "SIGKILL of Redis": kill_redis_and_start_it_on_its_data,
     "newest checkpoint damaged": damage_the_newest_checkpoint,
     "store away for 4 s": take_the_store_away_for_a_while,
+    "SIGKILL of the API": kill_the_api,
+    "disk full": fill_the_disk_of_the_runs,
+    "clock an hour forward": put_the_clock_forward,
+    "clock an hour back, SIGKILL of the worker": put_the_clock_back_and_kill_the_worker,
 }
