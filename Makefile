@@ -14,7 +14,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood docs clean lock
+.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ serve: install  ## run the service on http://127.0.0.1:8000 over ./data until Ct
 
 bench-likelihood: install  ## float32 error, round trips, evaluations of the inverse, bounds: into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.likelihood
+
+bench-memory: install  ## what training takes beside what it is estimated to, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.memory
+
+bench-recipes: install  ## flips, decay and cooldown beside the plain recipe, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.recipes
 
 docs: install  ## draw docs/architecture.svg from the code
 	@$(BIN)/python -m docs.architecture

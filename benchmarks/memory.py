@@ -1,6 +1,6 @@
-"""How far the memory estimate, by which jobs are admitted, is from the peak that a process reaches.
+"""How far the memory estimate, by which jobs are admitted, is from the peak of a process: `make bench-memory`.
 
-`python -m benchmarks.memory`: each case trains two steps in a process of its own, on a CPU or, where there is one, a
+Each case trains two steps in a process of its own, on a CPU or, where there is one, a
 GPU. On a CPU the peak is that of the resident set, less what it was before the model was made.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
     recipe = PRESETS["imagenet64"].training.model_copy(update=options)
     large = estimate(PRESETS["imagenet64"].model, recipe).at(32) / 2**30
     text = f"By the estimate, imagenet64 with activation checkpointing at 32 images takes {large:.1f} GiB.\n\n"
-    write_section("Memory", "python -m benchmarks.memory", text + shown, resolve_device(None))
+    write_section("Memory", "make bench-memory", text + shown, resolve_device(None))
     print(shown)
 
 

@@ -153,7 +153,9 @@ def test_a_finished_run_succeeds_again(tmp_path: Path, finished_run: Path) -> No
 
 def started(directory: Path, images_file: Path, **streams: int) -> subprocess.Popen[bytes]:
     """A long run that has taken some steps."""
-    changes = ("--steps", "100000", "--set", "training.warmup_steps=0", "--set", "training.checkpoint_every=100000")
+    never = ("checkpoint_every", "evaluation_every", "sample_every")
+    sets = [part for name in never for part in ("--set", f"training.{name}=100000")]
+    changes = ("--steps", "100000", "--set", "training.warmup_steps=0", *sets)
     process = subprocess.Popen(
         [*COMMAND, "train", directory, "--data", images_file, "--preset", "tiny", *changes], env=ENVIRONMENT, **streams
     )
@@ -188,6 +190,19 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert again.returncode == 0
     steps = [row["step"] for row in RunDirectory(directory).read_metrics()]
     assert steps == list(range(1, read_result(directory)["step"] + 1))
+
+
+def test_a_full_disk_under_its_output_does_not_end_a_run(tmp_path: Path, images_file: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = started(tmp_path / "run", images_file, stdout=full.fileno(), stderr=full.fileno())
+        deadline = time.monotonic() + 60
+        while len(RunDirectory(tmp_path / "run").read_metrics()) < 20:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert read_result(tmp_path / "run")["status"] == "stopped"
 
 
 def test_on_a_terminal_a_bar_shows_steps_speed_and_bits_per_dim(tmp_path: Path, images_file: Path) -> None:

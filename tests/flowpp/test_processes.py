@@ -103,6 +103,16 @@ def test_micro_batches_add_up_in_several_processes_of_unequal_shares(
     assert_alike(tmp_path / "run", alone, 1e-9)
 
 
+def test_flips_decay_and_recomputed_couplings_are_the_same_in_two_processes(
+    image_set: ImageSet, tmp_path: Path
+) -> None:
+    options = {"horizontal_flips": True, "weight_decay": 0.1, "activation_checkpointing": True, "micro_batch_size": 2}
+    for processes in (1, 2):
+        run(*command(tmp_path / str(processes), *new_run(image_set, **options), processes=processes))
+    assert_alike(tmp_path / "2", tmp_path / "1", 1e-9)
+    assert metrics(tmp_path / "1")[0]["horizontal_flips"] == 1
+
+
 @pytest.mark.parametrize("then", [1, 2])
 def test_a_stopped_run_goes_on_in_as_many_processes_bit_for_bit_and_in_others_within_rounding(
     alone: Path, both: Path, image_set: ImageSet, tmp_path: Path, then: int

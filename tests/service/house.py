@@ -70,6 +70,11 @@ class House:
         self.workers.append(child.start(command, log, self.environment))
         return self.workers[-1]
 
+    def keep_one_worker(self) -> None:
+        """The last one started, so that a fault of it is a fault of whoever has the job."""
+        for worker in self.workers[:-1]:
+            child.stop(worker, 20)
+
     def start_redis(self) -> None:
         with self.clock.over_children():
             self.redis.start()

@@ -44,6 +44,7 @@ CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.faults, i
 def test_a_job_ends_as_if_nothing_had_happened(
     house: House, dataset: Dataset, quiet: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
+    house.keep_one_worker()
     job = house.submit(dataset)
     house.until(lambda: len(house.service.checkpoints.of_job(job.id)) >= 2 and house.step(job) > 20, "no checkpoints")
     reached, struck = house.step(job), time.time()
