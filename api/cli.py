@@ -84,6 +84,9 @@ def train(
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Say, model.filters=48.")
     ] = None,
+    resume_from: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Warm start: begin with the weights of this checkpoint or job.")
+    ] = None,
     watch_it: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
     url: Url = LOCAL,
 ) -> None:
@@ -97,7 +100,7 @@ def train(
         if Path(dataset).exists():
             with uploading(progress_console, dataset) as progress:
                 dataset = client.datasets.upload(Path(dataset), progress).id
-        job = client.training_jobs.create(dataset=dataset, **changes)
+        job = client.training_jobs.create(dataset=dataset, resume_from=resume_from, **changes)
         typer.echo(job.id)
         if watch_it:
             _finish(watch(client, job.id, progress_console))
@@ -170,6 +173,27 @@ def cancel_job(job: JobId, url: Url = LOCAL) -> None:
     """Cancel a job; a training job keeps its last checkpoint."""
     with Client(url) as client:
         typer.echo(client.jobs.cancel(job).status)
+
+
+@jobs.command("pause")
+def pause_job(job: JobId, url: Url = LOCAL) -> None:
+    """Pause a training job: it writes a checkpoint and frees its worker."""
+    with Client(url) as client:
+        typer.echo(client.jobs.pause(job).status)
+
+
+@jobs.command("resume")
+def resume_job(job: JobId, url: Url = LOCAL) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    with Client(url) as client:
+        typer.echo(client.jobs.resume(job).status)
+
+
+@jobs.command("delete")
+def delete_job(job: JobId, url: Url = LOCAL) -> None:
+    """Delete a job with its checkpoints and artifacts; one that runs is cancelled first."""
+    with Client(url) as client:
+        client.jobs.delete(job)
 
 
 @checkpoints.command("list")

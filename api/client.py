@@ -118,9 +118,21 @@ class TrainingJobs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def create(self, *, dataset: str, model: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> Job:
-        """`model` is a preset and what to change of it: {"preset": "small", "filters": 48}."""
-        body = {"dataset": dataset, "model": dict(model), "training": dict(training or {})}
+    def create(
+        self,
+        *,
+        dataset: str,
+        model: Mapping[str, Any],
+        training: Mapping[str, Any] | None = None,
+        resume_from: str | None = None,
+    ) -> Job:
+        """`model` is a preset and what to change of it: {"preset": "small", "filters": 48}.
+
+        `resume_from` is a warm start: a checkpoint's or training job's id, whose weights the training begins with.
+        """
+        body: dict[str, Any] = {"dataset": dataset, "model": dict(model), "training": dict(training or {})}
+        if resume_from is not None:
+            body["resume_from"] = resume_from
         return self._transport.post(Job, "/v1/training-jobs", json=body)
 
 
@@ -189,6 +201,18 @@ class Jobs:
 
     def cancel(self, job_id: str) -> Job:
         return self._transport.post(Job, f"/v1/jobs/{job_id}/cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """A training job writes a checkpoint and frees its worker."""
+        return self._transport.post(Job, f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> Job:
+        """A paused job goes on from its last checkpoint."""
+        return self._transport.post(Job, f"/v1/jobs/{job_id}/resume")
+
+    def delete(self, job_id: str) -> None:
+        """With its checkpoints and artifacts; one that runs is cancelled, and gone a few seconds after it has ended."""
+        self._transport.request("DELETE", f"/v1/jobs/{job_id}")
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job when it has finished. Raises `TimeoutError` after `timeout` seconds."""

@@ -57,6 +57,8 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
             figures.take(event)
             if event.type == "warning":
                 console.print(f"warning: {event.data.get('message', event.data)}", markup=False)
+            elif event.type == "status" and event.data.get("attempt", 0) > 1 and event.data["status"] == "running":
+                console.print(event.data.get("message"), markup=False, highlight=False, soft_wrap=True)
             if event.type == "metrics" and figures.total is None:
                 figures.total = (client.jobs.get(job_id).progress or {}).get("total_steps")
             show(figures)

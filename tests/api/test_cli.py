@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,25 @@ def test_a_cancelled_job_is_listed_shown_and_watched_as_cancelled(stack: Stack, 
     assert f"job {job} is cancelled" in watched.stderr
     assert json.loads(flowpp("jobs", "show", job, *at).stdout)["status"] == "cancelled"
     assert f"{job}  training  cancelled" in flowpp("jobs", "list", "--status", "cancelled", *at).stdout
+
+
+def test_a_job_is_paused_resumed_and_deleted_while_it_runs(stack: Stack, client: Client, trained: Job) -> None:
+    at = ("--url", stack.url)
+    warm = ("--resume-from", trained.id)
+    dataset = trained.request["dataset"]
+    job = flowpp("train", dataset, "--preset", "tiny", "--steps", "100000", *warm, "--no-watch", *at).stdout.strip()
+    assert flowpp("jobs", "pause", job, *at).stdout.strip() in ("pausing", "paused")
+    until(lambda: client.jobs.get(job).status == "paused")
+    assert flowpp("jobs", "resume", job, *at).stdout.strip() == "queued"
+    until(lambda: (client.jobs.get(job).progress or {}).get("step", 0) > 0)
+    assert flowpp("jobs", "delete", job, *at).returncode == 0
+    until(lambda: job not in {each.id for each in client.jobs.list()})
+    gone = flowpp("jobs", "show", job, *at)
+    assert (gone.returncode, f"there is no job {job}" in gone.stderr) == (2, True)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
