@@ -74,7 +74,7 @@ class Attempt(BaseModel):
     ended_at: float | None = None
     status: str = Field(description="What the job became when it ended, or is.")
     code: str | None = Field(None, description="Why it ended so, where it failed.")
-    message: str | None = None
+    message: str | None = Field(None, description="Why it ended, in words.")
 
 
 class Metrics(BaseModel):

@@ -31,7 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "horizontal flips": CONSTANT | {"horizontal_flips": True},
     "AdamW, decay 0.1": CONSTANT | {"weight_decay": 0.1},
     "cooldown over the last 40 %": {},
-    "all three": {"horizontal_flips": True, "weight_decay": 0.1},
+    "bfloat16 conditioners": CONSTANT | {"conditioner_precision": "bfloat16"},
+    "flips, decay and cooldown": {"horizontal_flips": True, "weight_decay": 0.1},
 }
 
 

@@ -25,8 +25,9 @@ _PAGE = 1_000
 class Event(BaseModel):
     """One entry of a job's stream.
 
-    `data` of `status`: status, attempt, and where known worker, code and message; of `metrics`: step, images_seen
-    and the figures of metrics.jsonl; of `log`: line; of `checkpoint`: id, step and metrics; of `warning`: message.
+    `data` of `status`: status, attempt, message (a sentence), and where known worker and code; of `metrics`: step,
+    images_seen and the figures of metrics.jsonl; of `log`: line; of `checkpoint`: id, step and metrics; of `warning`:
+    message.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -37,7 +37,10 @@ class StaleAttempt(Exception):
 
 
 class JobError(BaseModel):
-    """Why a job failed: a stable code (worker_lost, out_of_memory, nan_loss, bad_dataset, internal), a sentence."""
+    """Why a job failed: a sentence and a stable code.
+
+    worker_lost, out_of_memory, nan_loss, bad_dataset, disk_full or internal.
+    """
 
     model_config = ConfigDict(frozen=True)
 
