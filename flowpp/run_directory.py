@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from flowpp.checkpoint import (
+    MANIFEST,
     BadCheckpoint,
     checkpoint_directories,
     checkpoint_name,
@@ -151,6 +153,14 @@ class RunDirectory:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return list(complete_checkpoints(self.path))
+
+    def manifest_times(self) -> dict[str, int]:
+        """When, in nanoseconds, the manifest of each checkpoint was written: they change where checkpoints do."""
+        found = {}
+        for path in checkpoint_directories(self.path):
+            with suppress(FileNotFoundError):  # removed meanwhile, or not there yet
+                found[path.name] = (path / MANIFEST).stat().st_mtime_ns
+        return found
 
     def prune(self, keep: int) -> None:
         """Removes all checkpoints but the newest `keep` and the best one."""

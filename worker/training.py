@@ -85,7 +85,9 @@ def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) ->
     if failure is not None and out_of_memory:
         became, failure = "failed", JobError(code="out_of_memory", message=_killed_for_memory(run))
     artifacts = _patiently(lambda: _store_all(service, job, run, reporter))
-    return service.jobs.end(job, became, error=failure, result=reporter.result(), artifacts=artifacts)
+    status = service.jobs.end(job, became, error=failure, result=reporter.result(), artifacts=artifacts)
+    reporter.delete_earlier_artifacts()
+    return status
 
 
 def _begins(job: Job, step: int) -> str:
@@ -218,9 +220,10 @@ class Reporter:
         self._metrics = Tail(run.path / METRICS)
         self._log = Tail(run.path / LOG)
         self._stored = {checkpoint.step: checkpoint for checkpoint in service.checkpoints.of_job(job.id)}
-        self._artifacts = ["", job.artifacts]  # the last two that the job's record named
+        self._artifacts = [job.artifacts] if job.artifacts else []  # the last that the job's record named
         self._recipe = job.plan["training"]
         self._store_again_at = 0.0
+        self._looked_at: dict[str, int] = {}
         self._disk_full = False
         self._catch_up()
 
@@ -242,8 +245,7 @@ class Reporter:
 
     def _warn_of_the_disk(self) -> None:
         """Once, when the next checkpoint would not fit: the run goes on meanwhile, and its own log may be full, too."""
-        newest = max(self._run.checkpoints(), key=step_of, default=None)
-        needed = sum(file.stat().st_size for file in newest.iterdir()) if newest else 0
+        needed = max((checkpoint.bytes for checkpoint in self._stored.values()), default=0)
         free = shutil.disk_usage(self._run.path).free
         full = free < needed + _LEAST_FREE_BYTES
         if full and not self._disk_full:
@@ -256,10 +258,14 @@ class Reporter:
 
     def store_checkpoints(self) -> None:
         """Stores the checkpoints that are not. Raises `OSError` where the store cannot be written."""
+        written = self._run.manifest_times()
+        if written == self._looked_at:
+            return
         for path in self._run.checkpoints():
             stored = self._stored.get(step_of(path))
             if stored is None or not _has_metrics(stored, path):
                 self._store(path, instead_of=stored)
+        self._looked_at = written
 
     def result(self) -> dict[str, Any]:
         """The job's result so far: its checkpoints, and the best validation bits/dim."""
@@ -304,9 +310,14 @@ class Reporter:
         """Makes the job's artifacts those of now; who reads the ones before can still do so until the next time."""
         prefix = _store_artifacts(self._service, self._job, self._run, f"{step}")
         self._service.jobs.set_artifacts(self._job, prefix)
-        old, *self._artifacts = [*self._artifacts, prefix]
-        if old and old not in self._artifacts:
-            self._service.store.delete(old)
+        self._artifacts = [*(earlier for earlier in self._artifacts if earlier != prefix), prefix]
+        while len(self._artifacts) > 2:
+            self._service.store.delete(self._artifacts.pop(0))
+
+    def delete_earlier_artifacts(self) -> None:
+        """Of the job's end there are others."""
+        for prefix in self._artifacts:
+            self._service.store.delete(prefix)
 
     def _prune(self) -> None:
         """Keeps in the store what the run keeps: the newest checkpoints, and the best."""
