@@ -105,8 +105,8 @@ class House:
         np.save(directory / "images.npy", noise + np.linspace(0, 200, 8).astype(np.uint8)[:, None])
         return self.service.datasets.register(build_image_set(directory / "images.npy", directory / "set"))
 
-    def submit(self, dataset: Dataset) -> Job:
-        training = {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "evaluation_every": 40, "keep_checkpoints": 3}
+    def submit(self, dataset: Dataset, steps: int = STEPS) -> Job:
+        training = {"steps": steps, "checkpoint_every": CHECKPOINT_EVERY, "evaluation_every": 40, "keep_checkpoints": 3}
         request = {"dataset": dataset.id, "model": {"preset": "tiny", "dropout": 0.1}, "training": training}
         return self.service.submit_training(TrainingRequest.model_validate(request))
 
@@ -132,7 +132,7 @@ class House:
     def weights(self, job: Job) -> str:
         """The hash of the last checkpoint's weights."""
         last = self.service.checkpoints.of_job(job.id)[-1]
-        assert last.step == STEPS
+        assert last.step == job.plan["training"]["steps"]
         return hashlib.sha256((self.service.checkpoints.fetch(last) / MODEL).read_bytes()).hexdigest()
 
     def spans(self, job: Job) -> list[tuple[float, float]]:

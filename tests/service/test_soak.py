@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.house import STEPS, House, kill_redis_and_start_it_on_its_data, kill_the_training_process
+from tests.service.house import House, kill_redis_and_start_it_on_its_data, kill_the_training_process
 from worker.jobs import TERMINAL, Job
 
-JOBS, FAULT_SECONDS, WORKERS = 30, 600, 2
+JOBS, STEPS, FAULT_SECONDS, WORKERS = 30, 400, 600, 2
 PATIENCE_SECONDS = 900
 
 
@@ -69,13 +69,13 @@ def test_every_accepted_job_ends_and_every_succeeded_one_is_whole(
         jobs, faults = [], Counter[str]()
         start = time.monotonic()
         while time.monotonic() < start + FAULT_SECONDS:
-            if len(jobs) < JOBS and chance.random() < 0.5:
-                jobs.append(house.submit(dataset))
+            while len(jobs) < JOBS * (time.monotonic() - start) / FAULT_SECONDS:  # some run at any time
+                jobs.append(house.submit(dataset, STEPS))
             time.sleep(chance.uniform(2, 8))
             [name] = chance.choices(list(FAULTS), [often for often, _ in FAULTS.values()])
             FAULTS[name][1](house, chance)
             faults[name] += 1
-        jobs += [house.submit(dataset) for _ in range(JOBS - len(jobs))]
+        jobs += [house.submit(dataset, STEPS) for _ in range(JOBS - len(jobs))]
         ended = [waited_for(house, job) for job in jobs]
         print(f"\nsoak: seed {seed}, {faults.total()} faults, attempts {[job.attempt for job in ended]}")
         assert {job.status for job in ended} == {"succeeded"}
