@@ -13,7 +13,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     for rows in [value for report in passed for name, value in report.user_properties if name == "soak"]:
         shown = table(["what", "how many"], rows)
         terminalreporter.write_line(shown)
-        body = "30 training jobs of 400 steps, one every 20 s, two workers, and a fault every 2 to 8 s for ten minutes.\n\n"
+        body = "30 training jobs of 400 steps, one every 20 s; two workers; a fault every 2 to 8 s for ten minutes.\n\n"
         write_section("Soak", "make soak", body + shown, torch.device("cpu"))
     found = [value for report in passed for name, value in report.user_properties if name == "fault"]
     if not found:
