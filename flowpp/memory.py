@@ -101,7 +101,7 @@ def of_machine() -> int:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB"
+    return f"{size / 2**30:,.{1 if size < 100 * 2**30 else 0}f} GiB"
 
 
 def count_parameters(model: ModelConfig) -> int:
