@@ -154,7 +154,7 @@ def test_a_training_job_leaves_metrics_checkpoints_and_a_curve(service: Service,
     samples = {"samples/step-00000010.png", "samples/step-00000020.png"}
     assert {"config.json", "metrics.jsonl", "result.json", "training_curve.png", "log.txt"} | samples == files.keys()
     service.store.verify(trained.artifacts)
-    assert not service.run_directory(trained.id).exists()
+    until(lambda: not service.run_directory(trained.id).exists(), "the run directory is left on the disk")
 
 
 def test_a_likelihood_job_gives_what_the_library_gives(service: Service, trained: Job, images: np.ndarray) -> None:
