@@ -7,6 +7,7 @@ on 50,000 images takes days to. Writes its section of benchmarks/RESULTS.md.
 import argparse
 import math
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def main() -> None:
     )
     shown = table(["recipe", "training", "validation, best", "validation, last", "half range of last"], rows)
     print(shown)
-    write_section("Recipes beyond the paper", "make bench-recipes", text + shown, resolve_device(None))
+    command = " ".join(["python -m benchmarks.recipes", *sys.argv[1:]])
+    write_section("Recipes beyond the paper", command, text + shown, resolve_device(None))
 
 
 def scores(
