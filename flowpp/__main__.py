@@ -74,7 +74,7 @@ def train(
 ) -> None:
     """Begins a run, or goes on with the one in RUN_DIRECTORY from its newest checkpoint.
 
-    Ctrl-C and SIGTERM write a checkpoint and end it; the same command goes on from there. metrics.jsonl,
+    Ctrl-C and SIGTERM write a checkpoint and end it; `train RUN_DIRECTORY` goes on from there. metrics.jsonl,
     checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY. Several processes share each batch under
     `python -m torch.distributed.run --nproc-per-node N -m flowpp train RUN_DIRECTORY`.
     """
