@@ -12,6 +12,7 @@ from redis import Redis
 from flowpp.config import Shape
 from flowpp.data import ImageSet
 from worker.artifacts import ArtifactStore, no_check
+from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
 from worker.transitions import Transitions
@@ -26,6 +27,7 @@ class Dataset(BaseModel):
 
     id: str
     object: Literal["dataset"] = "dataset"
+    owner: str = Field(LOCAL, description="Whose key sent it.")
     created_at: float = Field(description="Unix seconds.")
     name: str | None = Field(None, description="The uploaded file's.")
     num_images: int = Field(description="Training and validation images.")
@@ -44,9 +46,10 @@ class Datasets:
         self._cache = cache
         self._scripts = Transitions(redis)
 
-    def register(self, image_set: ImageSet, name: str | None = None) -> Dataset:
-        """Stores an image set; its directory is not needed any more then."""
+    def register(self, image_set: ImageSet, name: str | None = None, owner: str = LOCAL, claim: str = "") -> Dataset:
+        """Stores an image set, whose directory is not needed any more then, and notes it for an idempotency key."""
         dataset = Dataset(
+            owner=owner,
             id=f"ds_{secrets.token_hex(12)}",
             created_at=time.time(),
             name=name,
@@ -60,23 +63,27 @@ class Datasets:
             self._store.put(
                 f"datasets/{dataset.id}", image_set.directory, dataset.model_dump(mode="json"), below=_IMAGES
             )
-            self._scripts.register("dataset", dataset.id, dataset.model_dump_json())
+            self._scripts.register("dataset", dataset.id, dataset.model_dump_json(), claim=claim)
         except BaseException:
             self._store.delete(f"datasets/{dataset.id}")
             raise
         return dataset
 
-    def get(self, dataset_id: str) -> Dataset:
-        """Raises `NotFound`."""
+    def get(self, dataset_id: str, owner: str | None = None) -> Dataset:
+        """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([dataset_id])
-        if not found:
+        if not found or owner not in (None, found[0].owner):
             raise _not_found(dataset_id)
         return found[0]
 
-    def page(self, *, after: str | None = None, limit: int = 20, order: Order = "desc") -> Page[Dataset]:
-        """By creation. Raises `NotFound` where there is no dataset `after`."""
+    def page(
+        self, *, after: str | None = None, limit: int = 20, order: Order = "desc", owner: str | None = None
+    ) -> Page[Dataset]:
+        """By creation, everybody's or those of `owner`. Raises `NotFound` where there is no dataset `after`."""
         try:
-            return read_page(self._redis, "flowpp:datasets", self._load, after=after, limit=limit, order=order)
+            return read_page(
+                self._redis, index_of("datasets", owner), self._load, after=after, limit=limit, order=order
+            )
         except KeyError as error:
             raise _not_found(str(after)) from error
 

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
+from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound, QueueFull
+from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.transitions import Transitions, job_key
 
 JobType = Literal["training", "likelihood", "sampling"]
@@ -69,6 +70,7 @@ class Job(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
+    owner: str = Field(LOCAL, description="Whose key asked for it.")
     type: JobType
     status: JobStatus
     created_at: float = Field(description="Unix seconds, as the other times.")
@@ -110,6 +112,7 @@ class NewJob:
     uses: Sequence[str]
     group: str = ""
     size: int = 1
+    owner: str = LOCAL
 
 
 def new_job_id() -> str:
@@ -127,9 +130,13 @@ class Jobs:
 
     # Everybody
 
-    def submit(self, new: NewJob, max_queued: int) -> Job:
-        """Writes the record and puts the job into its queue. Raises `QueueFull`, `NotFound` for what it uses."""
+    def submit(self, new: NewJob, max_queued: int, max_jobs: int = 1_000_000, claim: str = "") -> Job:
+        """Writes the record and puts the job into its queue, and notes it for the idempotency key of `claim`.
+
+        Raises `QueueFull`, `OverQuota` where its owner has `max_jobs` unfinished ones, `NotFound` for what it uses.
+        """
         fields = {
+            "owner": new.owner,
             "type": new.type,
             "max_attempts": str(self.max_attempts),
             "request": json.dumps(new.request),
@@ -140,18 +147,20 @@ class Jobs:
             "group": new.group,
             "size": str(new.size),
         }
-        answer = self._scripts.submit(new.id, max_queued, fields)
+        answer = self._scripts.submit(new.id, max_queued, max_jobs, claim, fields)
         if answer == "full":
             raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
+        if answer == "quota":
+            raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
         if answer:
             kind = "dataset" if answer.startswith("ds_") else "checkpoint"
             raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
         return self.get(new.id)
 
-    def get(self, job_id: str) -> Job:
-        """Raises `NotFound`."""
+    def get(self, job_id: str, owner: str | None = None) -> Job:
+        """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([job_id])
-        if not found:
+        if not found or owner not in (None, found[0].owner):
             raise _not_found(job_id)
         return found[0]
 
@@ -164,8 +173,12 @@ class Jobs:
         type: JobType | None = None,
         status: JobStatus | None = None,
         metadata: Mapping[str, str] | None = None,
+        owner: str | None = None,
     ) -> Page[Job]:
-        """Jobs by creation that match every filter. Raises `NotFound` where there is no job `after`."""
+        """Jobs by creation, everybody's or those of `owner`, that match every filter.
+
+        Raises `NotFound` where there is no job `after`.
+        """
 
         def load(ids: list[str]) -> list[Job]:
             wanted = (metadata or {}).items()
@@ -176,6 +189,8 @@ class Jobs:
             ]
 
         index = "flowpp:jobs" if type is None else f"flowpp:jobs:type:{type}"
+        if owner is not None:
+            index = f"flowpp:jobs:owner:{owner}"
         try:
             return read_page(self._redis, index, load, after=after, limit=limit, order=order)
         except KeyError as error:

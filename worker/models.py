@@ -15,6 +15,7 @@ from flowpp.checkpoint import read_manifest
 from flowpp.config import ModelConfig
 from worker.artifacts import ArtifactStore, no_check
 from worker.jobs import Job, StaleAttempt
+from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
 from worker.transitions import Transitions, job_key
@@ -30,6 +31,7 @@ class Checkpoint(BaseModel):
 
     id: str
     object: Literal["checkpoint"] = "checkpoint"
+    owner: str = Field(LOCAL, description="Whose key sent it, or asked for its job.")
     created_at: float = Field(description="Unix seconds.")
     job: str | None = Field(None, description="The training job that wrote it.")
     step: int = Field(description="Optimizer steps taken.")
@@ -37,6 +39,7 @@ class Checkpoint(BaseModel):
     metrics: dict[str, float] = Field(description="Of this step: train and, where evaluated, validation bits/dim.")
     model: ModelConfig
     dataset_sha256: str | None = Field(None, description="Of the images it was trained on.")
+    warm_start_sha256: str | None = Field(None, description="Of the weights that its training began with.")
     bytes: int = Field(description="In the store.")
 
     @property
@@ -54,28 +57,32 @@ class Checkpoints:
         self._cache = cache
         self._scripts = Transitions(redis)
 
-    def register(self, directory: Path, job: Job | None = None) -> Checkpoint:
+    def register(self, directory: Path, job: Job | None = None, owner: str = LOCAL, claim: str = "") -> Checkpoint:
         """Stores a checkpoint directory; one of a job only while its attempt is current (else `StaleAttempt`).
 
-        Raises `flowpp.checkpoint.BadCheckpoint` where it is not complete.
+        It is the job's owner's, or else `owner`'s, and noted for an idempotency key. Raises
+        `flowpp.checkpoint.BadCheckpoint` where it is not complete.
         """
         manifest = read_manifest(directory)
         checkpoint = Checkpoint(
             id=f"ckpt_{secrets.token_hex(12)}",
             created_at=time.time(),
+            owner=job.owner if job else owner,
             job=job.id if job else None,
             step=manifest.step,
             images_seen=manifest.images_seen,
             metrics=manifest.metrics,
             model=manifest.model,
             dataset_sha256=manifest.dataset_sha256,
+            warm_start_sha256=manifest.warm_start_sha256,
             bytes=sum(file.bytes for file in manifest.files.values()),
         )
         written = False
         try:
             self._store.put(checkpoint.prefix, directory, checkpoint.model_dump(mode="json"), below=CHECKPOINT)
-            owner = (job.id, job.attempt) if job else ("", 0)
-            written = self._scripts.register("checkpoint", checkpoint.id, checkpoint.model_dump_json(), *owner)
+            attempt = (job.id, job.attempt) if job else ("", 0)
+            record = checkpoint.model_dump_json()
+            written = self._scripts.register("checkpoint", checkpoint.id, record, *attempt, claim)
         finally:
             if not written:
                 self._store.delete(checkpoint.prefix)
@@ -84,23 +91,32 @@ class Checkpoints:
             raise StaleAttempt(f"attempt {job.attempt} of job {job.id} is not the current one")
         return checkpoint
 
-    def get(self, checkpoint_id: str) -> Checkpoint:
-        """Raises `NotFound`."""
+    def get(self, checkpoint_id: str, owner: str | None = None) -> Checkpoint:
+        """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([checkpoint_id])
-        if not found:
+        if not found or owner not in (None, found[0].owner):
             raise _not_found(checkpoint_id)
         return found[0]
 
     def page(
-        self, *, job: str | None = None, after: str | None = None, limit: int = 20, order: Order = "desc"
+        self,
+        *,
+        job: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "desc",
+        owner: str | None = None,
     ) -> Page[Checkpoint]:
-        """By creation, all or those of a job. Raises `NotFound` where there is no checkpoint `after`."""
+        """By creation, everybody's or those of `owner`, all or those of a job.
+
+        Raises `NotFound` where there is no checkpoint `after`.
+        """
 
         def load(ids: Sequence[str]) -> list[Checkpoint]:
             return [checkpoint for checkpoint in self._load(ids) if job in (None, checkpoint.job)]
 
         try:
-            return read_page(self._redis, "flowpp:checkpoints", load, after=after, limit=limit, order=order)
+            return read_page(self._redis, index_of("checkpoints", owner), load, after=after, limit=limit, order=order)
         except KeyError as error:
             raise _not_found(str(after)) from error
 
@@ -109,14 +125,16 @@ class Checkpoints:
         found = self._load(sorted(self._redis.smembers(f"{job_key(job_id)}:checkpoints")))
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created_at))
 
-    def resolve(self, model_id: str) -> Checkpoint:
+    def resolve(self, model_id: str, owner: str | None = None) -> Checkpoint:
         """The checkpoint of this id, or a training job's best one. Raises `NotFound`, and `Conflict` where it has none.
 
+        What is not of `owner`, if one is given, is not found.
         The best has the lowest validation bits/dim; where none was validated, it is the newest.
         """
         if not model_id.startswith("job_"):
-            return self.get(model_id)
-        if not self._redis.exists(job_key(model_id)):
+            return self.get(model_id, owner)
+        owner_of_job = self._redis.hget(job_key(model_id), "owner")
+        if owner_of_job is None or owner not in (None, owner_of_job):
             raise NotFound("job_not_found", f"there is no job {model_id}")
         found = self.of_job(model_id)
         if not found:

@@ -4,6 +4,7 @@ Refusal
 ├── NotFound      there is no such job, dataset, checkpoint or artifact
 ├── Conflict      the state of the thing forbids it
 ├── Invalid       the request does not fit, at `field`
+├── OverQuota     its owner has as much as it may
 └── QueueFull     try again after `retry_after` seconds
 """
 
@@ -30,6 +31,13 @@ class Invalid(Refusal):
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(code, message)
         self.field = field
+
+
+class OverQuota(Refusal):
+    """Code quota_exceeded."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("quota_exceeded", message)
 
 
 class QueueFull(Refusal):

@@ -22,13 +22,17 @@ from worker.connection import connect
 from worker.datasets import Dataset, Datasets
 from worker.events import Events
 from worker.jobs import QUEUE_OF, Job, Jobs, JobType, NewJob, new_job_id
+from worker.keys import Caller, Keys
 from worker.models import Checkpoint, Checkpoints
 from worker.queue import Doorbells, celery
-from worker.refusals import Conflict, Invalid, NotFound
+from worker.refusals import Conflict, Invalid, NotFound, OverQuota
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+
+ANYBODY = Caller()
+"""Who asks where authentication is off."""
 
 
 class Service:
@@ -37,12 +41,14 @@ class Service:
     def __init__(self, settings: Settings, redis_retries: int = 3) -> None:
         self.settings = settings
         self.redis = connect(settings.redis_url, redis_retries)
+        self._redis: Any = self.redis  # its annotations do not know of decode_responses
         self.store = ArtifactStore(settings.store_url)
         cache = settings.data_directory.absolute() / "cache"
         self.jobs = Jobs(self.redis, settings.lease_seconds, settings.max_attempts)
         self.events = Events(self.redis, settings.redis_url)
         self.datasets = Datasets(self.redis, self.store, cache)
         self.checkpoints = Checkpoints(self.redis, self.store, cache)
+        self.keys = Keys(self.redis, self.store)
         self.celery = celery(settings.redis_url)
         self.bells = Doorbells(self.celery)
 
@@ -61,9 +67,13 @@ class Service:
         self.redis.ping()
         self.store.check()
 
-    def submit_training(self, request: TrainingRequest) -> Job:
-        """Queues a training job. Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`."""
-        dataset = self.datasets.get(request.dataset)
+    def submit_training(self, request: TrainingRequest, caller: Caller = ANYBODY, claim: str = "") -> Job:
+        """Queues a training job. Raises `NotFound`, `Invalid`, `Conflict`, `OverQuota` and `QueueFull`.
+
+        As of the others, `caller` will be its owner and must own what it uses; `claim` is of an idempotency key.
+        """
+        self.check_bytes(caller)
+        dataset = self.datasets.get(request.dataset, caller.sees)
         if dataset.num_images == dataset.num_validation:
             raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
         plan = _plan_training(request, dataset)
@@ -73,20 +83,25 @@ class Service:
         self._check_memory(ModelConfig(**plan["model"]), TrainingConfig(**plan["training"]))
         uses = [dataset.id]
         if request.resume_from is not None:
-            checkpoint = self.checkpoints.resolve(request.resume_from)
+            checkpoint = self.checkpoints.resolve(request.resume_from, caller.sees)
             if fault := ModelConfig(**plan["model"]).unlike(checkpoint.model):
                 message = f"checkpoint {checkpoint.id} cannot start this model: {fault}"
                 raise Invalid("wrong_model", message, "resume_from")
             plan["resume_from"] = checkpoint.id
             uses.append(checkpoint.id)
-        return self._submit("training", request, plan, uses)
+        return self._submit(caller, claim, "training", request, plan, uses)
 
     def submit_likelihood(
-        self, request: LikelihoodRequest, images: np.ndarray | None = None, names: Sequence[str] = ()
+        self,
+        request: LikelihoodRequest,
+        images: np.ndarray | None = None,
+        names: Sequence[str] = (),
+        caller: Caller = ANYBODY,
+        claim: str = "",
     ) -> Job:
         """Queues a likelihood job, for the request's dataset or for `images`, uint8 [N, H, W, C], with their names.
 
-        Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`.
+        Raises `NotFound`, `Invalid`, `Conflict`, `OverQuota` and `QueueFull`.
         """
         if (request.dataset is None) == (images is None):
             raise Invalid("no_images", "give a dataset, or images, and not both", "dataset")
@@ -95,18 +110,17 @@ class Service:
             raise Invalid(
                 "too_many_importance_samples", f"at most {most:,} importance samples an image", "importance_samples"
             )
-        checkpoint = self.checkpoints.resolve(request.model)
+        checkpoint = self.checkpoints.resolve(request.model, caller.sees)
         plan: dict[str, Any] = {"checkpoint": checkpoint.id}
         uses = [checkpoint.id]
         if images is None:
-            dataset = self.datasets.get(request.dataset or "")
+            dataset = self.datasets.get(request.dataset or "", caller.sees)
             uses.append(dataset.id)
             shape, count = dataset.shape, dataset.num_validation or dataset.num_images
         else:
             _, height, width, channels = images.shape
             shape, count = (channels, height, width), len(images)
-            if count > self.settings.max_request_images:
-                most = self.settings.max_request_images
+            if count > (most := self._most(caller.quota.max_images, self.settings.max_request_images)):
                 raise Invalid("too_many_images", f"a request may send {most:,} images; these are {count:,}", "files")
         for option in ("bits_map", "latents"):
             if getattr(request, option) and count > self.settings.max_request_images:
@@ -115,35 +129,43 @@ class Service:
         _check_shape(shape, checkpoint)
         group = f"likelihood:{checkpoint.id}:{request.importance_samples}"
         size = count * request.importance_samples
-        return self._submit("likelihood", request, plan | {"num_images": count}, uses, group, size, (images, names))
+        plan["num_images"] = count
+        return self._submit(caller, claim, "likelihood", request, plan, uses, group, size, (images, names))
 
     def submit_sampling(
-        self, request: SamplingRequest, images: np.ndarray | None = None, names: Sequence[str] = ()
+        self,
+        request: SamplingRequest,
+        images: np.ndarray | None = None,
+        names: Sequence[str] = (),
+        caller: Caller = ANYBODY,
+        claim: str = "",
     ) -> Job:
         """Queues a sampling job; with two `images`, uint8 [2, H, W, C], an interpolation between them.
 
-        Raises `NotFound`, `Invalid`, `Conflict` and `QueueFull`.
+        Raises `NotFound`, `Invalid`, `Conflict`, `OverQuota` and `QueueFull`.
         """
-        most = self.settings.max_samples
+        most = self._most(caller.quota.max_images, self.settings.max_samples)
         if request.num_samples > most:
             raise Invalid(
                 "too_many_samples",
                 f"a request may ask for {most:,} samples, not {request.num_samples:,}",
                 "num_samples",
             )
-        checkpoint = self.checkpoints.resolve(request.model)
+        checkpoint = self.checkpoints.resolve(request.model, caller.sees)
         uses = [checkpoint.id]
         if request.between is not None or images is not None:
-            uses += self._check_ends(request, images, checkpoint)
+            uses += self._check_ends(request, images, checkpoint, caller)
         plan = {
             "checkpoint": checkpoint.id,
             "num_images": request.num_samples,
             "between_images_sent": images is not None,
         }
         group = f"sampling:{checkpoint.id}"
-        return self._submit("sampling", request, plan, uses, group, request.num_samples, (images, names))
+        return self._submit(caller, claim, "sampling", request, plan, uses, group, request.num_samples, (images, names))
 
-    def _check_ends(self, request: SamplingRequest, images: np.ndarray | None, checkpoint: Checkpoint) -> list[str]:
+    def _check_ends(
+        self, request: SamplingRequest, images: np.ndarray | None, checkpoint: Checkpoint, caller: Caller
+    ) -> list[str]:
         """What an interpolation uses beside the checkpoint. Raises `NotFound` and `Invalid`."""
         if request.num_samples < 2:
             raise Invalid("too_few_samples", "an interpolation has at least its 2 ends", "num_samples")
@@ -156,7 +178,7 @@ class Service:
             _check_shape((channels, height, width), checkpoint)
             return []
         assert request.between is not None
-        dataset = self.datasets.get(request.between.dataset)
+        dataset = self.datasets.get(request.between.dataset, caller.sees)
         if max(request.between.images) >= dataset.num_images:
             message = f"dataset {dataset.id} has the images 0 to {dataset.num_images - 1:,}"
             raise Invalid("no_such_image", message, "between.images")
@@ -172,7 +194,20 @@ class Service:
         if needed > max(offered):
             raise Invalid("out_of_memory", advice(model, training, max(offered)), "training.micro_batch_size")
 
-    def import_checkpoint(self, file: Path, preset: str) -> Checkpoint:
+    def check_bytes(self, caller: Caller) -> None:
+        """Raises `OverQuota` where the caller's owner stores as much as it may."""
+        most = self._most(caller.quota.max_bytes, self.settings.max_bytes_per_owner)
+        stored = int(self._redis.hget("flowpp:bytes", caller.owner) or 0)
+        if stored >= most:
+            raise OverQuota(
+                f"{caller.owner} stores {stored:,} bytes, and may store {most:,}: delete datasets or checkpoints first"
+            )
+
+    @staticmethod
+    def _most(of_key: int | None, of_service: int) -> int:
+        return of_service if of_key is None else of_key
+
+    def import_checkpoint(self, file: Path, preset: str, caller: Caller = ANYBODY, claim: str = "") -> Checkpoint:
         """Registers the checkpoint made of the authors' .npz file. Raises `Invalid`, which lists what does not fit."""
         with tempfile.TemporaryDirectory() as directory:
             checkpoint = Path(directory) / "checkpoint"
@@ -180,7 +215,7 @@ class Service:
                 import_published(file, preset, checkpoint)
             except BadCheckpoint as error:
                 raise Invalid("bad_checkpoint", str(error), "file") from error
-            return self.checkpoints.register(checkpoint)
+            return self.checkpoints.register(checkpoint, owner=caller.owner, claim=claim)
 
     def resume(self, job_id: str) -> Job:
         """As `Jobs.resume`, and wakes a worker."""
@@ -225,6 +260,8 @@ class Service:
 
     def _submit(
         self,
+        caller: Caller,
+        claim: str,
         type: JobType,
         request: JobRequest,
         plan: dict[str, Any],
@@ -233,14 +270,15 @@ class Service:
         size: int = 1,
         images: tuple[np.ndarray | None, Sequence[str]] = (None, ()),
     ) -> Job:
-        new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size)
+        new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size, caller.owner)
         inputs = f"jobs/{new.id}/input"
         try:
             if images[0] is not None:
                 self._store_images(inputs, images[0], images[1])
             queue = QUEUE_OF[type]
             most = self.settings.max_queued_training if queue == "training" else self.settings.max_queued_inference
-            job = self.jobs.submit(new, most)
+            max_jobs = self._most(caller.quota.max_jobs, self.settings.max_jobs_per_owner)
+            job = self.jobs.submit(new, most, max_jobs, claim)
         except BaseException:
             self.store.delete(f"jobs/{new.id}")
             raise

@@ -23,6 +23,15 @@ class Settings(BaseSettings):
     data_directory: Path = Field(Path("data"), description="Local disk: run directories, staged models and datasets.")
     store: str = Field("", description="Artifact store: a directory or an fsspec URL; empty is <data_directory>/store.")
 
+    authentication: bool = Field(
+        True,
+        description="Whether requests need a key (`flowpp keys create`). Off, only connections over loopback are "
+        "answered.",
+    )
+    requests_per_minute: int = Field(6_000, ge=1, description="Of a key that has no limit of its own.")
+    max_jobs_per_owner: int = Field(1_000, ge=1, description="Jobs of one owner that have not finished.")
+    max_bytes_per_owner: int = Field(1024 * 1024 * MiB, ge=1, description="Bytes of an owner's datasets, checkpoints.")
+
     lease_seconds: float = Field(15, gt=0, le=3600, description="A worker silent for so long has lost its job.")
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts that may fail before the job does.")
     grace_seconds: float = Field(15, ge=0, le=3600, description="From SIGTERM to SIGKILL of a training process.")

@@ -4,12 +4,16 @@ flowpp:sequence              counts records, so that indices have the order of c
 flowpp:job:<id>              hash: the record
 flowpp:job:<id>:events       stream
 flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
-flowpp:jobs, flowpp:jobs:type:<type>         sorted sets of job ids by sequence
-flowpp:queued:<queue>        sorted set of the ids of waiting jobs by sequence
+flowpp:jobs, flowpp:jobs:type:<type>, flowpp:jobs:owner:<owner>  sorted sets of job ids by sequence
+flowpp:unfinished:<owner>    set of the ids of an owner's unfinished jobs
+flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
+flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
-flowpp:dataset:<id>, flowpp:checkpoint:<id>  records (JSON); flowpp:datasets, flowpp:checkpoints index them
+flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
+flowpp:bytes                 hash: the bytes of each owner's datasets and checkpoints
+flowpp:created:<owner>:<key> what a request with this Idempotency-Key has created, or that one is under way
 """
 
 import json
@@ -26,10 +30,11 @@ def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
 
 
-_PRELUDE = f"""
-local MAX_EVENTS = {MAX_EVENTS}
-local TERMINAL = {{succeeded = true, failed = true, cancelled = true}}
-local HELD = {{running = true, pausing = true, cancelling = true}}
+_PRELUDE = (
+    f"local MAX_EVENTS = {MAX_EVENTS}"
+    + """
+local TERMINAL = {succeeded = true, failed = true, cancelled = true}
+local HELD = {running = true, pausing = true, cancelling = true}
 
 local function now()
   local t = redis.call('TIME')
@@ -56,6 +61,54 @@ local function kind_of(resource)
   return string.sub(resource, 1, 3) == 'ds_' and 'dataset' or 'checkpoint'
 end
 
+local function owner_of(record) return record.owner or 'local' end
+
+-- Indices of datasets, checkpoints and keys, and what they take of their owner's quota.
+local function index(kind, id, record, sequence)
+  local list = 'flowpp:' .. kind .. 's'
+  redis.call('ZADD', list, sequence, id)
+  redis.call('ZADD', list .. ':owner:' .. owner_of(record), sequence, id)
+  if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), record.bytes) end
+end
+
+-- Removes such a record with its indices; whether there was one.
+local function remove(kind, id)
+  local written = redis.call('GET', 'flowpp:' .. kind .. ':' .. id)
+  if not written then return false end
+  local record, list = cjson.decode(written), 'flowpp:' .. kind .. 's'
+  redis.call('DEL', 'flowpp:' .. kind .. ':' .. id)
+  redis.call('ZREM', list, id)
+  redis.call('ZREM', list .. ':owner:' .. owner_of(record), id)
+  if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), -record.bytes) end
+  return true
+end
+
+-- Indices of a job by what its record says.
+local function index_job(id)
+  local sequence, owner = get(id, 'sequence'), get(id, 'owner')
+  redis.call('ZADD', 'flowpp:jobs', sequence, id)
+  redis.call('ZADD', 'flowpp:jobs:type:' .. get(id, 'type'), sequence, id)
+  redis.call('ZADD', 'flowpp:jobs:owner:' .. owner, sequence, id)
+  if not TERMINAL[get(id, 'status')] then redis.call('SADD', 'flowpp:unfinished:' .. owner, id) end
+end
+
+-- What a request with an Idempotency-Key has created: told to whoever sends it again, for a day.
+local function created(claim, id)
+  if claim ~= '' then
+    local said = cjson.decode(claim)
+    redis.call('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id}), 'EX', 86400)
+  end
+end
+
+-- A job's turn, kept for its life: owners take turns in proportion to what their jobs ask for, however many they send
+-- (start-time fair queueing; Goyal, Vin, Cheng 1996).
+local function take_turn(id, queue)
+  local turns, owner = 'flowpp:turn:' .. queue, get(id, 'owner')
+  local turn = math.max(tonumber(redis.call('HGET', turns, '') or 0), tonumber(redis.call('HGET', turns, owner) or 0))
+  redis.call('HSET', turns, owner, string.format('%.0f', turn + math.max(1, tonumber(get(id, 'size')))))
+  set(id, 'turn', string.format('%.0f', turn))
+end
+
 -- The one place where a status changes.
 local function become(id, status, data)
   local queue, t = get(id, 'queue'), now()
@@ -63,14 +116,15 @@ local function become(id, status, data)
   redis.call('ZREM', 'flowpp:leases', id)
   set(id, 'status', status)
   if status == 'queued' then
-    redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'sequence'), id)
+    redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
+    redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
     for resource in string.gmatch(get(id, 'uses'), '%S+') do
       redis.call('SREM', 'flowpp:uses:' .. resource, id)
     end
   end
-  data = data or {{}}
+  data = data or {}
   data.status, data.attempt = status, tonumber(get(id, 'attempt'))
   emit(id, 'status', cjson.encode(data))
   return status
@@ -79,14 +133,14 @@ end
 -- A job keeps its lease while it is asked to stop.
 local function wish(id, status)
   set(id, 'status', status)
-  emit(id, 'status', cjson.encode({{status = status, attempt = tonumber(get(id, 'attempt'))}}))
+  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt'))}))
   return status
 end
 
 -- Ends an attempt. Its last event, and the first of the next attempt, say why in words.
 local function settle(id, outcome, code, message)
   local status = get(id, 'status')
-  local data = {{message = message}}
+  local data = {message = message}
   if code ~= '' then data.code = code end
   if status == 'cancelling' then
     data.message = 'cancelled'
@@ -107,27 +161,30 @@ local function settle(id, outcome, code, message)
     end
   end
   if outcome == 'failed' then
-    set(id, 'error', cjson.encode({{code = code, message = message}}))
+    set(id, 'error', cjson.encode({code = code, message = message}))
     return become(id, 'failed', data)
   end
   return become(id, status == 'pausing' and 'paused' or 'queued', data)
 end
 """
+)
 
 _SUBMIT = """
-local id, limit = ARGV[1], tonumber(ARGV[2])
-local fields = cjson.decode(ARGV[3])
+local id, limit, most, claim = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local fields = cjson.decode(ARGV[5])
 if redis.call('ZCARD', 'flowpp:queued:' .. fields.queue) >= limit then return 'full' end
+if redis.call('SCARD', 'flowpp:unfinished:' .. fields.owner) >= most then return 'quota' end
 for resource in string.gmatch(fields.uses, '%S+') do
   if redis.call('EXISTS', 'flowpp:' .. kind_of(resource) .. ':' .. resource) == 0 then return resource end
 end
 for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
-local sequence = redis.call('INCR', 'flowpp:sequence')
 for name, value in pairs(fields) do set(id, name, value) end
+local sequence = redis.call('INCR', 'flowpp:sequence')
 set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
-redis.call('ZADD', 'flowpp:jobs', sequence, id)
-redis.call('ZADD', 'flowpp:jobs:type:' .. fields.type, sequence, id)
+index_job(id)
+take_turn(id, fields.queue)
 become(id, 'queued')
+created(claim, id)
 return ''
 """
 
@@ -146,6 +203,7 @@ for _, id in ipairs(waiting) do
     become(id, 'running', {worker = worker, message = said})
     redis.call('ZADD', 'flowpp:leases', seconds(now() + lease), id)
     table.insert(taken, id)
+    redis.call('HSET', 'flowpp:turn:' .. queue, '', get(id, 'turn'))
     if group == '' or filled >= capacity then break end
   end
 end
@@ -236,33 +294,31 @@ if HELD[status] then
   return status == 'cancelling' and status or wish(id, 'cancelling')
 end
 if not TERMINAL[status] then become(id, 'cancelled') end
-for _, checkpoint in ipairs(checkpoints) do
-  redis.call('DEL', 'flowpp:checkpoint:' .. checkpoint)
-  redis.call('ZREM', 'flowpp:checkpoints', checkpoint)
-end
+for _, checkpoint in ipairs(checkpoints) do remove('checkpoint', checkpoint) end
 redis.call('SREM', 'flowpp:deleting', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
+redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'
 """
 
 _REGISTER = """
-local kind, id, record, job, attempt = unpack(ARGV)
+local kind, id, record, job, attempt, claim = unpack(ARGV)
 if job ~= '' then
   if not current(job, attempt) then return 0 end
   redis.call('SADD', key(job) .. ':checkpoints', id)
 end
 redis.call('SET', 'flowpp:' .. kind .. ':' .. id, record)
-redis.call('ZADD', 'flowpp:' .. kind .. 's', redis.call('INCR', 'flowpp:sequence'), id)
+index(kind, id, cjson.decode(record), redis.call('INCR', 'flowpp:sequence'))
+created(claim, id)
 return 1
 """
 
 _UNREGISTER = """
 local kind, id, job = unpack(ARGV)
 if redis.call('SCARD', 'flowpp:uses:' .. id) > 0 then return 'in_use' end
-if redis.call('DEL', 'flowpp:' .. kind .. ':' .. id) == 0 then return 'missing' end
-redis.call('ZREM', 'flowpp:' .. kind .. 's', id)
+if not remove(kind, id) then return 'missing' end
 if job ~= '' then redis.call('SREM', key(job) .. ':checkpoints', id) end
 return 'deleted'
 """
@@ -291,9 +347,9 @@ class Transitions:
             "delete": script(_DELETE),
         }
 
-    def submit(self, job_id: str, limit: int, fields: Mapping[str, str]) -> str:
-        """'' where the job is queued now, 'full', or the id of what it uses and does not exist."""
-        return self._submit(args=[job_id, limit, json.dumps(fields)])
+    def submit(self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]) -> str:
+        """'' where the job is queued now, 'full', 'quota', or the id of what it uses and does not exist."""
+        return self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
 
     def claim(self, queue: str, worker: str, lease_seconds: float, capacity: int) -> list[str]:
         """The ids of the jobs that now run under a lease of `worker`."""
@@ -325,9 +381,11 @@ class Transitions:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""
         return self._asked[transition](args=[job_id])
 
-    def register(self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0) -> bool:
+    def register(
+        self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0, claim: str = ""
+    ) -> bool:
         """Whether the record was written: one of a job only where the attempt is current."""
-        return bool(self._register(args=[kind, record_id, record, job_id, attempt]))
+        return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim]))
 
     def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
         """'deleted', 'missing' or 'in_use'."""

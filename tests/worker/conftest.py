@@ -55,9 +55,11 @@ class Submit:
         size: int = 1,
         metadata: dict[str, str] | None = None,
         max_queued: int = 1_000,
+        owner: str = "local",
+        max_jobs: int = 1_000,
     ) -> Job:
-        new = NewJob(new_job_id(), type, {"of": "this test"}, {}, metadata or {}, uses, group, size)
-        return self._jobs.submit(new, max_queued)
+        new = NewJob(new_job_id(), type, {"of": "this test"}, {}, metadata or {}, uses, group, size, owner)
+        return self._jobs.submit(new, max_queued, max_jobs)
 
 
 @pytest.fixture

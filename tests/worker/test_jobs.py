@@ -9,7 +9,7 @@ import pytest
 from tests.worker.conftest import Submit
 from worker.jobs import TERMINAL, Job, JobError, Progress, StaleAttempt
 from worker.reaper import reap
-from worker.refusals import Conflict, NotFound, QueueFull
+from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.service import Service
 
 WORKER = "a worker"
@@ -321,3 +321,37 @@ def test_a_filter_finds_what_lies_behind_many_that_do_not_match(service: Service
     assert ([job.id for job in page.data], page.has_more) == ([rare[1]], True)
     page = service.jobs.page(metadata={"rare": "yes"}, limit=1, after=rare[1])
     assert ([job.id for job in page.data], page.has_more) == ([rare[0]], False)
+
+
+def test_owners_take_turns_in_proportion_to_what_they_ask_for(service: Service, submit: Submit) -> None:
+    many = [submit("likelihood", owner="many", size=10) for _ in range(4)]
+    few = [submit("likelihood", owner="few", size=10) for _ in range(2)]
+    order = [service.jobs.claim("inference", "worker")[0].id for _ in range(6)]
+    assert {few[0].id, few[1].id} < set(order[:4]), "the second owner waits for all of the first"
+    assert [id for id in order if id in {job.id for job in many}] == [job.id for job in many]
+
+
+def test_a_job_that_was_put_back_keeps_its_turn(service: Service, submit: Submit) -> None:
+    first, second = submit(), submit()
+    (claimed,) = service.jobs.claim("training", "worker")
+    service.jobs.end(claimed, "stopped")
+    assert service.jobs.waiting("training") == [first.id, second.id]
+
+
+def test_an_owner_may_have_so_many_unfinished_jobs(service: Service, submit: Submit) -> None:
+    job = submit(owner="alice", max_jobs=1)
+    with pytest.raises(OverQuota, match="alice has 1 jobs that have not finished"):
+        submit(owner="alice", max_jobs=1)
+    submit(owner="bob", max_jobs=1)
+    service.jobs.cancel(job.id)
+    submit(owner="alice", max_jobs=1)
+
+
+def test_another_owners_job_is_not_found_and_not_listed(service: Service, submit: Submit) -> None:
+    hers, his = submit(owner="alice"), submit(owner="bob")
+    with pytest.raises(NotFound, match="there is no job"):
+        service.jobs.get(hers.id, "bob")
+    assert service.jobs.get(hers.id, "alice").owner == "alice"
+    assert [job.id for job in service.jobs.page(owner="bob").data] == [his.id]
+    with pytest.raises(NotFound):
+        service.jobs.page(owner="bob", after=hers.id)
