@@ -4,11 +4,22 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import problems
-from api.routes import checkpoints, datasets, health, jobs, likelihood_jobs, presets, sampling_jobs, training_jobs
+from api.auth import BEARER, Identification
+from api.routes import (
+    artifacts,
+    checkpoints,
+    datasets,
+    health,
+    jobs,
+    likelihood_jobs,
+    presets,
+    sampling_jobs,
+    training_jobs,
+)
 from worker.reaper import Reaper
 from worker.service import Service
 from worker.settings import Settings
@@ -41,8 +52,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     problems.install(app)
-    for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, checkpoints, presets):
-        app.include_router(module.router, prefix="/v1")
+    app.add_middleware(Identification, settings=service.settings)
+    for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
+        app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

@@ -10,10 +10,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from api.idempotency import Creation
 from api.problems import Unsupported, UploadTooLarge
 from api.uploads import Upload, received
 from flowpp.data import read_images
 from worker.jobs import Job
+from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
 
@@ -21,30 +23,49 @@ MAX_JSON_BYTES = 2**16
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
-Submit = Callable[[Wanted, np.ndarray | None, list[str]], Job]
+Submit = Callable[[Wanted, np.ndarray | None, list[str], Caller, str], Job]
 
 
-async def submit(request: Request, service: Service, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
-    """Submits what the body asks for, with the images that came in its field `files`, in a thread.
+async def submit(
+    request: Request, service: Service, caller: Caller, once: Creation, kind: type[Wanted], submit: Submit[Wanted]
+) -> Job:
+    """Submits what the body asks for, with the images that came in its field `files`, in a thread; but `once`.
 
     Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` raises.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        return await run_in_threadpool(submit, _parsed(kind, await _json(request)), None, [])
+        wanted = _parsed(kind, await _json(request))
+        return await run_in_threadpool(_submit_once, service, caller, once, submit, wanted)
     if media_type != "multipart/form-data":
         raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
     settings = service.settings
 
     def with_images(form: Upload) -> Job:
         wanted = _parsed(kind, dict(form.fields))
-        service.checkpoints.resolve(wanted.model)  # before the images are decoded
+        service.checkpoints.resolve(wanted.model, caller.sees)  # before the images are decoded
         files = [(name, path.read_bytes()) for name, path in form.files]
-        images = read_images(files, limits=settings.request_limits)
-        return submit(wanted, images, [name for name, _ in files])
+        return _submit_once(service, caller, once, submit, wanted, files)
 
     async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
         return await run_in_threadpool(with_images, form)
+
+
+def _submit_once(
+    service: Service,
+    caller: Caller,
+    once: Creation,
+    submit: Submit[Wanted],
+    wanted: Wanted,
+    files: list[tuple[str, bytes]] | None = None,
+) -> Job:
+    claim = once.claim(wanted.model_dump(mode="json"), files or [])
+    if once.existing:
+        return service.jobs.get(once.existing)
+    if files is None:
+        return submit(wanted, None, [], caller, claim)
+    images = read_images(files, limits=service.settings.request_limits)
+    return submit(wanted, images, [name for name, _ in files], caller, claim)
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:

@@ -5,6 +5,10 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from worker.datasets import Dataset
+from worker.jobs import Job
+from worker.keys import Caller
+from worker.models import Checkpoint
 from worker.service import Service
 
 
@@ -14,6 +18,33 @@ def _service(request: Request) -> Service:
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(_caller)]
+
+
+def _job(job_id: str, service: ServiceOf, caller: CallerOf) -> Job:
+    return service.jobs.get(job_id, caller.sees)
+
+
+def _dataset(dataset_id: str, service: ServiceOf, caller: CallerOf) -> Dataset:
+    return service.datasets.get(dataset_id, caller.sees)
+
+
+def _checkpoint(checkpoint_id: str, service: ServiceOf, caller: CallerOf) -> Checkpoint:
+    return service.checkpoints.get(checkpoint_id, caller.sees)
+
+
+JobOf = Annotated[Job, Depends(_job)]
+"""The job of the path, if the caller may see it; else 404. The other two alike."""
+
+DatasetOf = Annotated[Dataset, Depends(_dataset)]
+CheckpointOf = Annotated[Checkpoint, Depends(_checkpoint)]
 
 MAX_WAIT_SECONDS = 60
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from flowpp.data import BadImages
 from worker.connection import UNREACHABLE
-from worker.refusals import Conflict, Invalid, NotFound, QueueFull, Refusal
+from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -46,6 +46,14 @@ class UploadTooLarge(Exception):
         super().__init__(f"the body is larger than the limit of {limit:,} bytes")
 
 
+class RangeNotSatisfiable(Exception):
+    """A `Range` beyond the end of a file of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size:,} bytes; the range asked for is not within them")
+        self.size = size
+
+
 class Unsupported(Exception):
     """A body of a media type that the endpoint does not take; the message says which it does."""
 
@@ -65,8 +73,20 @@ def problem(
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 
 
-STATUS: dict[type[Refusal], int] = {NotFound: 404, Conflict: 409, Invalid: 422, QueueFull: 429}
-CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+STATUS: dict[type[Refusal], int] = {OverQuota: 403, NotFound: 404, Conflict: 409, Invalid: 422, QueueFull: 429}
+CODE_OF_STATUS = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+}
+
+
+async def unreachable(request: Request, error: Exception) -> JSONResponse:
+    """The answer while Redis is away."""
+    detail = "the service cannot reach its Redis server; try again in a while"
+    return problem(request, 503, "redis_unreachable", detail, headers={"Retry-After": "5"})
 
 
 def install(app: FastAPI) -> None:
@@ -90,6 +110,11 @@ def install(app: FastAPI) -> None:
         # what is still to come of the body is not read
         return problem(request, 413, "body_too_large", str(error), headers={"Connection": "close"})
 
+    @app.exception_handler(RangeNotSatisfiable)
+    def beyond(request: Request, error: RangeNotSatisfiable) -> JSONResponse:
+        headers = {"Content-Range": f"bytes */{error.size}"}
+        return problem(request, 416, "range_not_satisfiable", str(error), headers=headers)
+
     @app.exception_handler(Unsupported)
     def unsupported(request: Request, error: Unsupported) -> JSONResponse:
         return problem(request, 415, "unsupported_media_type", str(error))
@@ -106,10 +131,6 @@ def install(app: FastAPI) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}"
         headers = dict(error.headers) if error.headers else None
         return problem(request, error.status_code, code, detail, headers=headers)
-
-    async def unreachable(request: Request, error: Exception) -> JSONResponse:
-        detail = "the service cannot reach its Redis server; try again in a while"
-        return problem(request, 503, "redis_unreachable", detail, headers={"Retry-After": "5"})
 
     for kind in UNREACHABLE:
         app.add_exception_handler(kind, unreachable)

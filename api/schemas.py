@@ -72,7 +72,10 @@ class Attempt(BaseModel):
     worker: str | None = None
     started_at: float
     ended_at: float | None = None
-    status: str = Field(description="What the job became when it ended, or is.")
+    status: str = Field(
+        description="What it made of the job, or what the job is: running, pausing, cancelling, succeeded, failed, "
+        "cancelled, paused; or stopped, with its worker, and crashed, upon which the job was queued again."
+    )
     code: str | None = Field(None, description="Why it ended so, where it failed.")
     message: str | None = Field(None, description="Why it ended, in words.")
 

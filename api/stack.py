@@ -112,6 +112,7 @@ class Stack:
     def _environment(self, cleanup: ExitStack, held: IO[str]) -> dict[str, str]:
         environment = {"FLOWPP_STORE": str(self.data / "store"), **os.environ, "PYTHONUNBUFFERED": "1"}
         environment["FLOWPP_DATA_DIRECTORY"] = str(self.data)
+        environment.setdefault("FLOWPP_AUTHENTICATION", "false")  # it listens on loopback only
         if "FLOWPP_REDIS_URL" not in os.environ:
             server = RedisServer(self.data / "redis", log=self._log("redis"), pass_fds=[held.fileno()])
             try:

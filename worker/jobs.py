@@ -221,7 +221,7 @@ class Jobs:
 
     def queue_position(self, job: Job) -> int | None:
         """How many jobs are before it in the queue; none where it does not wait."""
-        return self._redis.zrank(f"flowpp:queued:{job.queue}", job.id)
+        return self._redis.zrank(f"flowpp:queued:{job.queue}", job.id) if job.status == "queued" else None
 
     # Workers
 

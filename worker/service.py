@@ -21,6 +21,7 @@ from worker.artifacts import ArtifactStore, Manifest
 from worker.connection import connect
 from worker.datasets import Dataset, Datasets
 from worker.events import Events
+from worker.idempotency import Idempotency
 from worker.jobs import QUEUE_OF, Job, Jobs, JobType, NewJob, new_job_id
 from worker.keys import Caller, Keys
 from worker.models import Checkpoint, Checkpoints
@@ -49,6 +50,7 @@ class Service:
         self.datasets = Datasets(self.redis, self.store, cache)
         self.checkpoints = Checkpoints(self.redis, self.store, cache)
         self.keys = Keys(self.redis, self.store)
+        self.idempotency = Idempotency(self.redis)
         self.celery = celery(settings.redis_url)
         self.bells = Doorbells(self.celery)
 

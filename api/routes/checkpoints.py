@@ -1,16 +1,19 @@
 """Checkpoints: trained models, to list and to take home."""
 
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from api.dependencies import ServiceOf
+from api.dependencies import CallerOf, CheckpointOf, ServiceOf
+from api.idempotency import IdempotencyKey, creation
+from api.routes.artifacts import FILE, is_match
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import received
 from flowpp.published import PUBLISHED
@@ -44,13 +47,28 @@ FORM = {
 
 
 @router.post("", status_code=201, openapi_extra=FORM)
-async def upload(request: Request, response: Response, service: ServiceOf) -> Checkpoint:
+async def upload(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    idempotency_key: IdempotencyKey = None,
+) -> Checkpoint:
     """Import the weights that the authors of Flow++ published, to score and sample with."""
-    async with received(request, "file", service.settings.max_upload_bytes, max_files=1) as form:
+    await run_in_threadpool(service.check_bytes, caller)
+    async with (
+        creation(request, response, service, caller, idempotency_key) as once,
+        received(request, "file", service.settings.max_upload_bytes, max_files=1) as form,
+    ):
         preset = form.fields.get("preset", "")
         if preset not in PUBLISHED:
             raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
-        checkpoint = await run_in_threadpool(service.import_checkpoint, form.files[0][1], preset)
+        claim = await run_in_threadpool(once.claim, dict(form.fields), form.files)
+        if once.existing:
+            checkpoint = await run_in_threadpool(service.checkpoints.get, once.existing)
+        else:
+            file = form.files[0][1]
+            checkpoint = await run_in_threadpool(service.import_checkpoint, file, preset, caller, claim)
     response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
     return checkpoint
 
@@ -58,35 +76,57 @@ async def upload(request: Request, response: Response, service: ServiceOf) -> Ch
 @router.get("")
 def list_checkpoints(
     service: ServiceOf,
+    caller: CallerOf,
     after: After = None,
     limit: Limit = 20,
     order: Order = "desc",
     job: Annotated[str | None, Query(max_length=64, description="Only those of this training job.")] = None,
 ) -> ListOf[Checkpoint]:
     """List checkpoints."""
-    return ListOf[Checkpoint](**as_list(service.checkpoints.page(job=job, after=after, limit=limit, order=order)))
+    page = service.checkpoints.page(job=job, after=after, limit=limit, order=order, owner=caller.sees)
+    return ListOf[Checkpoint](**as_list(page))
 
 
 @router.get("/{checkpoint_id}")
-def get_checkpoint(checkpoint_id: str, service: ServiceOf) -> Checkpoint:
+def get_checkpoint(checkpoint: CheckpointOf) -> Checkpoint:
     """Get a checkpoint's step, images seen, metrics and model."""
-    return service.checkpoints.get(checkpoint_id)
+    return checkpoint
 
 
-@router.get("/{checkpoint_id}/download", response_class=FileResponse)
-def download(checkpoint_id: str, service: ServiceOf) -> FileResponse:
-    """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it."""
-    checkpoint = service.checkpoints.get(checkpoint_id)
+@router.delete("/{checkpoint_id}", status_code=204)
+def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
+    """Delete a checkpoint. Refused (409) while a job that has not finished uses it."""
+    service.checkpoints.delete(checkpoint)
+
+
+@router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
+def download(
+    checkpoint: CheckpointOf,
+    service: ServiceOf,
+    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None,
+    range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None,
+    if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None,
+) -> Response:
+    """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""
+    headers = {"ETag": f'"{checkpoint.id}"', "Cache-Control": "private, no-cache"}
+    if is_match(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
     directory = service.checkpoints.fetch(checkpoint)
     with tempfile.NamedTemporaryFile(prefix="flowpp-download-", suffix=".zip", delete=False) as file:
         path = Path(file.name)
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights do not compress
             for each in sorted(directory.iterdir()):
-                archive.write(each, f"{checkpoint.id}/{each.name}")
+                entry = zipfile.ZipInfo(f"{checkpoint.id}/{each.name}")  # no date: the same bytes each time
+                with each.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target, 2**20)
     except BaseException:
         path.unlink()
         raise
     return FileResponse(
-        path, media_type="application/zip", filename=f"{checkpoint.id}.zip", background=BackgroundTask(path.unlink)
+        path,
+        media_type="application/zip",
+        filename=f"{checkpoint.id}.zip",
+        headers=headers,
+        background=BackgroundTask(path.unlink),
     )

@@ -6,11 +6,13 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import ServiceOf
+from api.dependencies import CallerOf, DatasetOf, ServiceOf
+from api.idempotency import Creation, IdempotencyKey, creation
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import Upload, received
 from flowpp.data import build_image_set
 from worker.datasets import Dataset
+from worker.keys import Caller
 from worker.service import Service
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -40,36 +42,52 @@ FORM = {
 
 
 @router.post("", status_code=201, openapi_extra=FORM)
-async def upload(request: Request, response: Response, service: ServiceOf) -> Dataset:
+async def upload(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    idempotency_key: IdempotencyKey = None,
+) -> Dataset:
     """Upload images. They are decoded and checked before this answers."""
     settings = service.settings
-    async with received(request, "file", settings.max_upload_bytes, settings.max_request_images) as form:
-        dataset = await run_in_threadpool(_register, service, form)
+    await run_in_threadpool(service.check_bytes, caller)
+    async with (
+        creation(request, response, service, caller, idempotency_key) as once,
+        received(request, "file", settings.max_upload_bytes, settings.max_request_images) as form,
+    ):
+        dataset = await run_in_threadpool(_register, service, caller, once, form)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return dataset
 
 
-def _register(service: Service, form: Upload) -> Dataset:
+def _register(service: Service, caller: Caller, once: Creation, form: Upload) -> Dataset:
+    claim = once.claim(dict(form.fields), form.files)
+    if once.existing:
+        return service.datasets.get(once.existing)
     paths = [path for _, path in form.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = paths[0] if len(paths) == 1 else paths
         image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
-        return service.datasets.register(image_set, form.files[0][0])
+        return service.datasets.register(image_set, form.files[0][0], caller.owner, claim)
 
 
 @router.get("")
-def list_datasets(service: ServiceOf, after: After = None, limit: Limit = 20, order: Order = "desc") -> ListOf[Dataset]:
+def list_datasets(
+    service: ServiceOf, caller: CallerOf, after: After = None, limit: Limit = 20, order: Order = "desc"
+) -> ListOf[Dataset]:
     """List datasets."""
-    return ListOf[Dataset](**as_list(service.datasets.page(after=after, limit=limit, order=order)))
+    page = service.datasets.page(after=after, limit=limit, order=order, owner=caller.sees)
+    return ListOf[Dataset](**as_list(page))
 
 
 @router.get("/{dataset_id}")
-def get_dataset(dataset_id: str, service: ServiceOf) -> Dataset:
+def get_dataset(dataset: DatasetOf) -> Dataset:
     """Get a dataset."""
-    return service.datasets.get(dataset_id)
+    return dataset
 
 
 @router.delete("/{dataset_id}", status_code=204)
-def delete_dataset(dataset_id: str, service: ServiceOf) -> None:
+def delete_dataset(dataset: DatasetOf, service: ServiceOf) -> None:
     """Delete a dataset and its images. Refused (409) while a job that has not finished uses it."""
-    service.datasets.delete(dataset_id)
+    service.datasets.delete(dataset.id)

@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.answers import answer
 from api.bodies import openapi, submit
-from api.dependencies import ServiceOf, WaitSeconds
+from api.dependencies import CallerOf, ServiceOf, WaitSeconds
+from api.idempotency import IdempotencyKey, creation
 from api.schemas import JobObject
 from worker.requests import LikelihoodRequest
 
@@ -24,10 +25,18 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def score(request: Request, response: Response, service: ServiceOf, wait_seconds: WaitSeconds) -> JobObject:
+async def score(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    wait_seconds: WaitSeconds,
+    idempotency_key: IdempotencyKey = None,
+) -> JobObject:
     """Score images: a dataset's validation images (JSON), or images in the request (multipart).
 
     The result holds mean bits/dim with its standard error and its split; likelihood.csv, an artifact, a row an image.
     """
-    job = await submit(request, service, LikelihoodRequest, service.submit_likelihood)
+    async with creation(request, response, service, caller, idempotency_key) as once:
+        job = await submit(request, service, caller, once, LikelihoodRequest, service.submit_likelihood)
     return await answer(service, job, response, wait_seconds)

@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.answers import answer
 from api.bodies import openapi, submit
-from api.dependencies import ServiceOf, WaitSeconds
+from api.dependencies import CallerOf, ServiceOf, WaitSeconds
+from api.idempotency import IdempotencyKey, creation
 from api.schemas import JobObject
 from worker.requests import SamplingRequest
 
@@ -24,10 +25,18 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def sample(request: Request, response: Response, service: ServiceOf, wait_seconds: WaitSeconds) -> JobObject:
+async def sample(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    wait_seconds: WaitSeconds,
+    idempotency_key: IdempotencyKey = None,
+) -> JobObject:
     """Draw images (JSON), or interpolate between two: of a dataset (JSON), or in the request (multipart).
 
     The artifacts are grid.png, samples.npz and png/0000.png, ...
     """
-    job = await submit(request, service, SamplingRequest, service.submit_sampling)
+    async with creation(request, response, service, caller, idempotency_key) as once:
+        job = await submit(request, service, caller, once, SamplingRequest, service.submit_sampling)
     return await answer(service, job, response, wait_seconds)

@@ -69,6 +69,7 @@ def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
     settings = Settings(
         redis_url=redis_server.url,
         data_directory=tmp_path / "data",
+        authentication=False,
         max_upload_bytes=1_000_000,
         max_request_bytes=300_000,
         max_request_images=100,

@@ -43,6 +43,7 @@ def test_the_api_process_never_imports_torch(redis_server: RedisServer, tmp_path
 
     (tmp_path / "image.png").write_bytes(encode_png(np.zeros((32, 32, 3), np.uint8)))
     environment = {**os.environ, "FLOWPP_REDIS_URL": redis_server.url, "FLOWPP_DATA_DIRECTORY": str(tmp_path)}
+    environment["FLOWPP_AUTHENTICATION"] = "false"
     command = [sys.executable, "-c", NO_TORCH, str(tmp_path / "image.png")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.split("\n")[:2] == ["202", "[]"], run.stderr
@@ -93,11 +94,11 @@ def test_without_redis_the_api_answers_503(service: Service, tmp_path: Path) -> 
     from api.app import create_app
     from worker.redis_server import free_port
 
-    settings = Settings(redis_url=f"redis://127.0.0.1:{free_port()}/0", data_directory=tmp_path)
+    settings = Settings(redis_url=f"redis://127.0.0.1:{free_port()}/0", data_directory=tmp_path, authentication=False)
 
     async def ask() -> tuple[httpx.Response, httpx.Response]:
         transport = httpx.ASGITransport(create_app(settings), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60) as client:
             return await client.get("/v1/jobs"), await client.get("/readyz")
 
     jobs, ready = asyncio.run(ask())

@@ -61,6 +61,7 @@ class House:
             "FLOWPP_REDIS_URL": self.redis.url,
             "FLOWPP_DATA_DIRECTORY": str(self.settings.data_directory),
             "FLOWPP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FLOWPP_AUTHENTICATION": "false",
             "OMP_NUM_THREADS": "1",
         }
 

@@ -1,0 +1,153 @@
+"""Who asks: a key from `Authorization: Bearer`, what it may do, and how often.
+
+Authentication is off only where the settings say so, and then only connections over loopback are answered, for pages
+of other sites neither.
+"""
+
+import ipaddress
+import logging
+import math
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.security import HTTPBearer
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import Redis
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem, unreachable
+from worker.connection import UNREACHABLE
+from worker.keys import Caller, caller_of, id_of, record_key
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROTECTED = "/v1/"
+
+BEARER = HTTPBearer(
+    auto_error=False,
+    bearerFormat="flowpp_...",
+    description="A key that `flowpp keys create` made; needed wherever the service is reached over a network.",
+)
+"""How OpenAPI describes it; `Identification` checks it, before any endpoint is reached."""
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
+class Refused(Exception):
+    """Who asks is not let in."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail, self.headers = status, code, detail, headers or {}
+
+
+class Identification:
+    """ASGI middleware before all of /v1: puts the `Caller` into the request's state, or answers 401, 403 or 429."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._authentication = settings.authentication
+        self._default_rate = settings.requests_per_minute
+        self._redis: Any = Redis.from_url(settings.redis_url, decode_responses=True, socket_timeout=30)
+        storage = RedisStorage(
+            f"async+{settings.redis_url}", implementation="redispy", key_prefix="flowpp:limits", wrap_exceptions=False
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        if not self._authentication:
+            log.warning("authentication is off: who can reach this machine's loopback can do everything")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PROTECTED):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        counted: dict[str, str] = {}
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(counted)
+            await send(message)
+
+        try:
+            if self._authentication:
+                caller = await self._identify(request.headers)
+                counted |= await self._count(caller)
+                _check_scope(caller, request.method)
+            else:
+                _check_local(scope, request.headers)
+                caller = Caller()
+        except Refused as error:
+            response = problem(request, error.status, error.code, error.detail, headers=error.headers)
+            await response(scope, receive, send_counted)
+            return
+        except UNREACHABLE as error:
+            await (await unreachable(request, error))(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send_counted)
+
+    async def _identify(self, headers: Headers) -> Caller:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        challenge = {"WWW-Authenticate": 'Bearer realm="flowpp"'}
+        if scheme.lower() != "bearer" or not token:
+            detail = "send a key as 'Authorization: Bearer flowpp_...'; `flowpp keys create` makes one"
+            raise Refused(401, "unauthenticated", detail, challenge)
+        token = token.strip()
+        key_id = id_of(token)
+        record = await self._redis.get(record_key(key_id)) if key_id else None
+        caller = caller_of(token, record)
+        if caller is None:
+            challenge["WWW-Authenticate"] += ', error="invalid_token"'
+            raise Refused(401, "unauthenticated", "there is no such key, or it was revoked", challenge)
+        return caller
+
+    async def _count(self, caller: Caller) -> dict[str, str]:
+        """The RateLimit headers (draft-ietf-httpapi-ratelimit-headers). Raises `Refused` beyond the limit."""
+        most = caller.quota.requests_per_minute or self._default_rate
+        limit = RateLimitItemPerMinute(most)
+        admitted = await self._limiter.hit(limit, caller.key or "")
+        reset, remaining = await self._limiter.get_window_stats(limit, caller.key or "")
+        seconds = max(1, math.ceil(reset - time.time()))
+        headers = {
+            "RateLimit-Policy": f'"requests";q={most};w=60',
+            "RateLimit": f'"requests";r={remaining};t={seconds}',
+        }
+        if not admitted:
+            detail = f"this key may send {most:,} requests a minute; try again in {seconds} s"
+            raise Refused(429, "rate_limited", detail, headers | {"Retry-After": str(seconds)})
+        return headers
+
+
+def _check_scope(caller: Caller, method: str) -> None:
+    wanted = "read" if method in ("GET", "HEAD", "OPTIONS") else "submit"
+    if not caller.may("read" if wanted == "read" else "submit"):
+        raise Refused(403, "scope_missing", f"this key lacks the scope {wanted!r}, which {method} needs")
+
+
+def _check_local(scope: Scope, headers: Headers) -> None:
+    """Raises `Refused` for what did not come over loopback, from this machine, and not from another site's page."""
+    address = (scope.get("server") or ("",))[0]
+    if not _is_loopback(address) or any(name in headers for name in _FORWARDED):
+        detail = "without authentication only connections over loopback are answered; set FLOWPP_AUTHENTICATION=true"
+        raise Refused(403, "not_loopback", detail)
+    for name in ("host", "origin"):  # a page whose name was made to point here, or that sends a form here
+        said = headers.get(name)
+        host = urlsplit(said if name == "origin" else f"//{said}").hostname if said else "localhost"
+        if not _is_loopback(host or ""):
+            detail = f"without authentication only {name.title()} localhost is answered, not {said!r:.80}"
+            raise Refused(403, "not_loopback", detail)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,111 @@
+"""The files that jobs have left."""
+
+import mimetypes
+import re
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from api.dependencies import JobOf, ServiceOf
+from api.problems import RangeNotSatisfiable
+from api.schemas import Artifact, ListOf, as_list
+from worker.artifacts import Manifest
+from worker.paging import Page
+from worker.refusals import NotFound
+from worker.service import Service
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_PIECE_BYTES = 2**20
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+FILE = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+    206: {"content": {"application/octet-stream": {}}, "description": "The part of it that `Range` asks for."},
+    304: {"description": "It is still the one that `If-None-Match` names."},
+}
+
+
+@router.get("/{job_id}/artifacts")
+def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
+    """The files that a job has left: a training job's from its first checkpoint on."""
+    files = service.artifacts(job).files if job.artifacts else {}
+    shown = [
+        Artifact(id=name, name=name, bytes=file.bytes, sha256=file.sha256, url=f"/v1/jobs/{job.id}/artifacts/{name}")
+        for name, file in sorted(files.items())
+    ]
+    return ListOf[Artifact](**as_list(Page(shown, False)))
+
+
+@router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
+def artifact(
+    name: str,
+    request: Request,
+    job: JobOf,
+    service: ServiceOf,
+    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None,
+    range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None,
+    if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None,
+) -> Response:
+    """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard."""
+    manifest: Manifest = service.artifacts(job)
+    if name not in manifest.files:
+        raise NotFound("artifact_not_found", f"job {job.id} has left no artifact {name[:256]!r}")
+    file = manifest.files[name]
+    etag = f'"{file.sha256}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if is_match(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    if name.endswith(".jsonl"):
+        media_type = "application/jsonl"
+    if service.store.directory is not None:
+        return FileResponse(service.store.directory / job.artifacts / name, media_type=media_type, headers=headers)
+    return _remote(service, job.artifacts, name, file.bytes, media_type, headers, if_range in (None, etag) and range)
+
+
+def is_match(if_none_match: str | None, etag: str) -> bool:
+    """Whether a condition names the file that there is."""
+    tags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    return bool(tags & {etag, "*"})
+
+
+def _remote(
+    service: Service,
+    prefix: str,
+    name: str,
+    size: int,
+    media_type: str,
+    headers: dict[str, str],
+    wanted: str | bool | None,
+) -> Response:
+    """As `FileResponse`, of a file of a store that is no directory; of several ranges the whole file is sent."""
+    found = _RANGE.fullmatch(wanted) if isinstance(wanted, str) else None
+    start, end = _bounds(found, size) if found else (0, size)
+    headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
+    if found:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+
+    def pieces() -> Iterator[bytes]:
+        with service.store.open(prefix, name) as file:
+            file.seek(start)
+            left = end - start
+            while left and (piece := file.read(min(_PIECE_BYTES, left))):
+                left -= len(piece)
+                yield piece
+
+    return StreamingResponse(pieces(), 206 if found else 200, media_type=media_type, headers=headers)
+
+
+def _bounds(found: re.Match[str], size: int) -> tuple[int, int]:
+    """First byte, and behind the last. Raises `RangeNotSatisfiable`."""
+    first, last = found.groups()
+    if not first:
+        start, end = max(0, size - int(last or 0)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1 if last else size)
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end
