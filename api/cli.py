@@ -13,6 +13,7 @@ import httpx
 import typer
 from rich.console import Console
 
+from api.administration import keys
 from api.client import Client, Job, ProblemError
 from api.stack import Stack, StackError, exit_on_signals
 from api.watch import uploading, watch
@@ -28,6 +29,7 @@ checkpoints = typer.Typer(no_args_is_help=True, help="Checkpoints that training 
 app.add_typer(datasets, name="datasets")
 app.add_typer(jobs, name="jobs")
 app.add_typer(checkpoints, name="checkpoints")
+app.add_typer(keys, name="keys")
 
 progress_console = Console(stderr=True)
 

@@ -19,10 +19,14 @@ from typing import IO, NoReturn, Self
 
 import httpx
 
+from flowpp.durable import replace_file
 from worker import child
 from worker.redis_server import HOST, RedisServer, RedisServerError, free_port
 
 START_SECONDS = 120  # longer than a cold import of torch on a slow disk takes
+REDIS_URL = "redis.url"
+"""File in the data directory: where the embedded Redis server is while the stack runs."""
+
 GRACE_SECONDS = 20  # longer than a training step and its checkpoint take on a small machine
 LOCK_SECONDS = 2  # longer than the children of a killed stack take to be gone
 
@@ -122,6 +126,9 @@ class Stack:
             assert server.process is not None
             self.children["redis"] = server.process
             environment["FLOWPP_REDIS_URL"] = server.url
+            where = self.data / REDIS_URL
+            replace_file(where, server.url.encode())
+            cleanup.callback(where.unlink, missing_ok=True)
         return environment
 
     def _log(self, name: str) -> Path:

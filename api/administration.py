@@ -1,0 +1,127 @@
+"""`flowpp keys`: what is done beside the service, on the machine that has its Redis server and store."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from api.stack import REDIS_URL, StackError, lock
+from worker.keys import Key, NewKey, Quota, Scope
+from worker.redis_server import RedisServer
+from worker.refusals import Refusal
+from worker.service import Service
+from worker.settings import Settings
+
+keys = typer.Typer(
+    no_args_is_help=True,
+    help="Keys that open the service. They are made beside it: with FLOWPP_REDIS_URL and FLOWPP_STORE as the service "
+    "has them, or over the data directory of `flowpp serve`.",
+)
+
+Data = Annotated[Path, typer.Option(help="Data directory of `flowpp serve`, where FLOWPP_REDIS_URL names no server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def service_beside(data: Path) -> Iterator[Service]:
+    """The service's records: of the environment's Redis server, of a running stack's, or of a resting one's.
+
+    Raises `StackError` where none can be had.
+    """
+    if "redis_url" in Settings().model_fields_set:
+        with Service(Settings()) as service:
+            yield service
+        return
+    if not (data / "redis").is_dir():
+        raise StackError(f"{data} is no data directory of `flowpp serve`; name it by --data, or set FLOWPP_REDIS_URL")
+    own = Settings(data_directory=data)
+    url = data / REDIS_URL
+    try:
+        held = lock(data)
+    except StackError:
+        if not url.exists():
+            raise
+        with Service(own.model_copy(update={"redis_url": url.read_text().strip()})) as service:
+            yield service
+        return
+    with (
+        held,
+        RedisServer(data / "redis", log=data / "logs" / "redis.log", pass_fds=[held.fileno()]) as server,
+        Service(own.model_copy(update={"redis_url": server.url})) as service,
+    ):
+        yield service
+
+
+@keys.command("create")
+def create_key(
+    owner: Annotated[str, typer.Option(help="Whose objects the key's are: lower case letters, digits, and . _ -")],
+    scope: Annotated[
+        list[str], typer.Option(help="read: GET. submit: also create, change, delete. admin: all of everybody. Repeat.")
+    ] = ["submit"],  # noqa: B006  # typer copies it
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Else as the settings say.")] = None,
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="The owner's jobs that have not finished.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=0, help="Of the owner's datasets and checkpoints.")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Images, or samples, of one request.")] = None,
+    data: Data = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a key, and print its token, which cannot be had again: send it as `Authorization: Bearer TOKEN`."""
+    quota = Quota(
+        requests_per_minute=requests_per_minute, max_jobs=max_jobs, max_bytes=max_bytes, max_images=max_images
+    )
+    try:
+        new = NewKey.model_validate({"owner": owner, "scopes": scope, "quota": quota})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        known = f"; scopes are {', '.join(Scope.__args__)}" if fault["loc"][0] == "scopes" else ""  # type: ignore[attr-defined]
+        raise typer.BadParameter(f"{fault['loc'][0]}: {fault['msg']}{known}") from error
+    with service_beside(data) as service:
+        key, token = service.keys.create(new)
+    if as_json:
+        typer.echo(json.dumps(key.model_dump(mode="json") | {"token": token}))
+    else:
+        typer.echo(f"{key.id} of {key.owner}, which may {', '.join(key.scopes)}. It is shown this once:", err=True)
+        typer.echo(token)
+
+
+@keys.command("list")
+def list_keys(data: Data = Path("data"), as_json: AsJson = False) -> None:
+    """List keys, newest first, without their secrets."""
+    with service_beside(data) as service:
+        found = _all(service)
+    if as_json:
+        for key in found:
+            typer.echo(key.model_dump_json())
+        return
+    table = Table("key", "owner", "scopes", "created", box=None)
+    for key in found:
+        created = datetime.fromtimestamp(key.created_at).isoformat(" ", "seconds")
+        table.add_row(key.id, key.owner, " ".join(key.scopes), created)
+    Console().print(table)
+
+
+@keys.command("revoke")
+def revoke_key(key: Annotated[str, typer.Argument(metavar="KEY")], data: Data = Path("data")) -> None:
+    """Let a key open nothing any more."""
+    with service_beside(data) as service:
+        try:
+            service.keys.revoke(key)
+        except Refusal as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+def _all(service: Service) -> list[Key]:
+    found: list[Key] = []
+    more = True
+    while more:
+        page = service.keys.page(after=found[-1].id if found else None, limit=100)
+        found += page.data
+        more = page.has_more
+    return found
