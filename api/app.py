@@ -20,6 +20,7 @@ from api.routes import (
     sampling_jobs,
     training_jobs,
 )
+from worker.finished import Finished
 from worker.reaper import Reaper
 from worker.service import Service
 from worker.settings import Settings
@@ -36,11 +37,13 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`.
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
     service = Service(settings or Settings())
+    finished = Finished(service.settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with service, Reaper(service):
-            yield
+            async with finished.listening():
+                yield
 
     app = FastAPIOffline(  # /docs without a CDN
         title="flowpp",
@@ -51,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses={"4XX": {"model": problems.Problem, "description": "Refused; `code` and `detail` say why."}},
     )
     app.state.service = service
+    app.state.finished = finished
     problems.install(app)
     app.add_middleware(Identification, settings=service.settings)
     for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from worker.datasets import Dataset
+from worker.finished import Finished
 from worker.jobs import Job
 from worker.keys import Caller
 from worker.models import Checkpoint
@@ -17,6 +18,12 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _finished(request: Request) -> Finished:
+    finished: Finished = request.app.state.finished
+    return finished
+
+
+FinishedOf = Annotated[Finished, Depends(_finished)]
 ServiceOf = Annotated[Service, Depends(_service)]
 
 

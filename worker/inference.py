@@ -21,63 +21,117 @@ LINGER_SECONDS = 0.05
 """For so long the worker looks for a next job before it waits for a bell, which takes longer."""
 
 _LOOK_SECONDS = 0.005
+_AWAKE_SECONDS = 2.0
+_LARGES = 2
 
 
 class Inference:
-    """The inference worker: answers one batch after the other."""
+    """The inference worker: one batch after the other, of whatever waits for the same model when it begins.
+
+    A job larger than a batch takes part in many; two such are held at a time, beside as many small ones as a batch
+    takes, and each job held has as many rows of a batch as the others: none waits for a large one's end.
+    """
 
     def __init__(self, service: Service, name: str, shutdown: threading.Event) -> None:
         self._service = service
         self._name = name
         self._shutdown = shutdown
         self._models = WarmModels(service.checkpoints, service.settings.model_cache_bytes)
+        self._batch_size = service.settings.batch_size
 
     def drain(self) -> None:
         """Answers all that waits, and what comes shortly after."""
+        works: list[Work] = []
         until = time.monotonic()
-        while not self._shutdown.is_set():
-            if jobs := self._service.jobs.claim("inference", self._name, self._service.settings.batch_size):
-                self.answer(jobs)
-                until = time.monotonic() + LINGER_SECONDS
-            elif time.monotonic() >= until:
-                return
-            else:
-                time.sleep(_LOOK_SECONDS)
+        with Lease(self._service.jobs, []) as lease:
+            while works or not self._shutdown.is_set():
+                if not self._shutdown.is_set():
+                    works += self._begun(self._claim(works), lease)
+                if works:
+                    works = self._step(works, lease)
+                    until = time.monotonic() + LINGER_SECONDS
+                elif time.monotonic() < until:
+                    time.sleep(_LOOK_SECONDS)
+                elif self._service.jobs.sleep("inference", self._name):
+                    return
 
     def answer(self, jobs: list[Job]) -> None:
-        """Answers claimed jobs of one group."""
-        with Lease(self._service.jobs, jobs) as lease:
-            self._answer(jobs, lease)
+        """Answers claimed jobs."""
+        with Lease(self._service.jobs, []) as lease:
+            works = self._begun(jobs, lease)
+            while works:
+                works = self._step(works, lease)
 
-    def _answer(self, jobs: list[Job], lease: Lease) -> None:
-        """Answers jobs together, or one by one where together they fail."""
+    def _claim(self, works: list[Work]) -> list[Job]:
+        """Jobs that the next batch has room for."""
+        larges = sum(_size(work) > self._batch_size for work in works)
+        room = self._batch_size - sum(_size(work) for work in works if _size(work) <= self._batch_size)
+        if room <= 0:
+            return []
+        return self._service.jobs.claim(
+            "inference",
+            self._name,
+            room,
+            large=self._batch_size,
+            larges=_LARGES - larges,
+            awake_seconds=_AWAKE_SECONDS,
+        )
+
+    def _begun(self, jobs: list[Job], lease: Lease) -> list[Work]:
+        """What claimed jobs compute; those whose images cannot be had fail."""
+        works = []
+        for job in jobs:
+            lease.hold(job)
+        for job in jobs:
+            try:
+                works.append(WORK[job.type](self._service, job))
+            except Exception as error:
+                log.exception("job %s cannot begin", job.id)
+                self._fail(job, lease, error)
+        return works
+
+    def _step(self, works: list[Work], lease: Lease) -> list[Work]:
+        """One batch, for the group that has waited longest; what is left to do, that group last."""
+        self._stop_unwanted(works, lease)
+        works = [work for work in works if lease.holds(work.job)]
+        if not works:
+            return []
+        mine = [work for work in works if work.job.group == works[0].job.group]
+        others = [work for work in works if work.job.group != works[0].job.group]
+        self._compute(mine, lease)
+        return others + [work for work in mine if lease.holds(work.job)]
+
+    def _compute(self, works: list[Work], lease: Lease) -> None:
+        """A batch of works of one group, or one of each of them, where together they fail."""
         try:
-            self._compute(jobs, lease)
+            self._batch(works, lease)
         except Exception as error:
-            unanswered = [job for job in jobs if lease.holds(job)]
-            log.exception("a batch of %d jobs failed", len(jobs))
-            if len(jobs) == 1:
-                self._fail(jobs[0], lease, error)
+            log.exception("a batch of %d jobs failed", len(works))
+            if len(works) == 1:
+                self._fail(works[0].job, lease, error)
             else:
-                for job in unanswered:
-                    self._answer([job], lease)
+                for work in works:
+                    if lease.holds(work.job):
+                        self._compute([work], lease)
 
-    def _compute(self, jobs: list[Job], lease: Lease) -> None:
-        """Each row of the jobs in its turn; a job is answered with its last row."""
-        model = self._models.get(self._service.checkpoints.get(jobs[0].plan["checkpoint"]))
-        kind = WORK[jobs[0].type]
-        works = [kind(self._service, job) for job in jobs]
-        rows = [(work, index) for work in works for index in range(work.count)]
-        batch_size = self._service.settings.batch_size
-        length = max(1, batch_size // jobs[0].request.get("importance_samples", 1))
-        for start in range(0, len(rows), length):
-            self._stop_unwanted(works, lease)
-            batch = [(work, index) for work, index in rows[start : start + length] if lease.holds(work.job)]
-            if batch:
-                for (work, _), row in zip(batch, kind.compute(model, batch, batch_size), strict=True):
-                    work.rows.append(row)
-                for work in dict.fromkeys(work for work, _ in batch):
-                    self._tell(work, model, lease)
+    def _batch(self, works: list[Work], lease: Lease) -> None:
+        model = self._model(works)
+        kind = WORK[works[0].job.type]
+        rows = _shares(works, max(1, self._batch_size // _samples(works[0])))
+        results = kind.compute(model, rows, self._batch_size)
+        for (work, _), row in zip(rows, results, strict=True):
+            work.rows.append(row)
+        self._tell(list(dict.fromkeys(work for work, _ in rows)), model, lease)
+
+    def _model(self, works: list[Work]) -> FlowPP:
+        """The works' model, loaded where it was not; what that took is in their results."""
+        checkpoint = works[0].job.plan["checkpoint"]
+        if checkpoint not in self._models:
+            started = time.monotonic()
+            self._models.get(self._service.checkpoints.get(checkpoint))
+            for work in works:
+                work.cold_start_seconds = round(time.monotonic() - started, 3)
+        return self._models.get(self._service.checkpoints.get(checkpoint))
 
     def _stop_unwanted(self, works: list[Work], lease: Lease) -> None:
         """Lets go of jobs that are to be cancelled, that were lost, or for which there is no time any more."""
@@ -89,21 +143,37 @@ class Inference:
             if unwanted and self._end(job, lease, "stopped") == "queued":
                 self._service.bells.ring("inference", job.id)
 
-    def _tell(self, work: Work, model: FlowPP, lease: Lease) -> None:
-        """Tells the progress of a job, or its result."""
-        job = work.job
+    def _tell(self, works: list[Work], model: FlowPP, lease: Lease) -> None:
+        """Tells the progress of jobs, and the results of those that are done."""
+        done = []
+        for work in works:
+            progress = Progress.at(len(work.rows), work.count)
+            if work.left:
+                self._progress(work.job, progress, lease)
+                continue
+            result, artifacts = self._written(work, model)
+            done.append((work.job, result, artifacts, progress))
+            lease.let_go(work.job)
+        for (job, *_), status in zip(done, self._service.jobs.succeed(done) if done else (), strict=True):
+            if status is None:
+                log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
+
+    def _progress(self, job: Job, progress: Progress, lease: Lease) -> None:
         try:
-            self._service.jobs.set_progress(job, Progress.at(len(work.rows), work.count))
+            self._service.jobs.set_progress(job, progress)
         except StaleAttempt as error:
             log.warning("%s; what it did is dropped", error)
             lease.let_go(job)
-            return
-        if len(work.rows) == work.count:
-            with tempfile.TemporaryDirectory() as directory:
-                result = work.write(model, Path(directory))
-                prefix = f"jobs/{job.id}/attempt-{job.attempt}"  # a stale attempt's are nobody's
-                self._service.store.put(prefix, Path(directory), job.model_dump(mode="json"))
-            self._end(job, lease, "succeeded", result=result, artifacts=prefix)
+
+    def _written(self, work: Work, model: FlowPP) -> tuple[dict[str, Any], str]:
+        """A work's result, and where its files are."""
+        with tempfile.TemporaryDirectory() as directory:
+            result = work.write(model, Path(directory)) | {"cold_start_seconds": work.cold_start_seconds}
+            if not work.files:
+                return result, ""
+            prefix = f"jobs/{work.job.id}/attempt-{work.job.attempt}"  # a stale attempt's are nobody's
+            self._service.store.put(prefix, Path(directory), work.job.model_dump(mode="json"))
+        return result, prefix
 
     def _fail(self, job: Job, lease: Lease, error: Exception) -> None:
         out_of_memory = is_out_of_memory(error)
@@ -119,3 +189,25 @@ class Inference:
         except StaleAttempt as error:
             log.warning("%s; what it did is dropped", error)
             return None
+
+
+def _samples(work: Work) -> int:
+    """Rows of a forward pass that one row of the work is."""
+    return int(work.job.request.get("importance_samples", 1))
+
+
+def _size(work: Work) -> int:
+    """Rows of a forward pass that are still to be computed for it."""
+    return work.left * _samples(work)
+
+
+def _shares(works: list[Work], length: int) -> list[tuple[Work, int]]:
+    """Up to `length` rows, in turns of one from each work, that follow those that each has."""
+    rows: list[tuple[Work, int]] = []
+    for turn in range(length):
+        for work in works:
+            if turn < work.left and len(rows) < length:
+                rows.append((work, len(work.rows) + turn))
+        if len(rows) == length:
+            break
+    return rows

@@ -130,8 +130,10 @@ class Jobs:
 
     # Everybody
 
-    def submit(self, new: NewJob, max_queued: int, max_jobs: int = 1_000_000, claim: str = "") -> Job:
+    def submit(self, new: NewJob, max_queued: int, max_jobs: int = 1_000_000, claim: str = "") -> tuple[Job, bool]:
         """Writes the record and puts the job into its queue, and notes it for the idempotency key of `claim`.
+
+        The job, and whether a bell is to be rung for it: not where each worker looks without one.
 
         Raises `QueueFull`, `OverQuota` where its owner has `max_jobs` unfinished ones, `NotFound` for what it uses.
         """
@@ -152,10 +154,10 @@ class Jobs:
             raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
         if answer == "quota":
             raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
-        if answer:
+        if answer not in ("", "heard"):
             kind = "dataset" if answer.startswith("ds_") else "checkpoint"
             raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
-        return self.get(new.id)
+        return self.get(new.id), answer != "heard"
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
@@ -225,13 +227,27 @@ class Jobs:
 
     # Workers
 
-    def claim(self, queue: Queue, worker: str, capacity: int = 1) -> list[Job]:
-        """Makes the job that has waited longest running, under a lease, with a new attempt.
+    def claim(
+        self,
+        queue: Queue,
+        worker: str,
+        capacity: int = 1,
+        *,
+        large: int = 2**53,
+        larges: int = 0,
+        awake_seconds: float = 0,
+    ) -> list[Job]:
+        """Makes the job whose turn it is running, under a lease, with a new attempt.
 
-        Jobs of the same group come with it as long as their sizes together fit into `capacity`.
+        Jobs of the same group come with it as long as their sizes together fit into `capacity`. Of those larger than
+        `large`, which do not count, at most `larges` are taken. For `awake_seconds` the worker promises to look again.
         """
-        ids = self._scripts.claim(queue, worker, self.lease_seconds, capacity)
+        ids = self._scripts.claim(queue, worker, self.lease_seconds, capacity, large, larges, awake_seconds)
         return self._load(ids)
+
+    def sleep(self, queue: Queue, worker: str) -> bool:
+        """Whether a worker that promised to look again may wait for a bell instead: nothing waits."""
+        return self._scripts.sleep(queue, worker)
 
     def renew(self, job: Job) -> JobStatus:
         """Renews the lease of the job's attempt, and says what is wished of it. Raises `StaleAttempt`."""
@@ -264,18 +280,17 @@ class Jobs:
         paused where that was wished and queued again where not; one that crashed is queued again, and failed after
         `max_attempts` crashes.
         """
-        return _current(
-            job,
-            self._scripts.end(
-                job.id,
-                job.attempt,
-                outcome,
-                error.code if error else "",
-                error.message if error else "",
-                "" if result is None else json.dumps(result),
-                artifacts,
-            ),
-        )
+        (status,) = self._scripts.end([_ending(job, outcome, result=result, error=error, artifacts=artifacts)])
+        return _current(job, status)
+
+    def succeed(self, done: Sequence[tuple[Job, Mapping[str, Any], str, Progress]]) -> list[JobStatus | None]:
+        """Ends jobs at once, each with its result, where its artifacts are, and its progress; none: it was stale."""
+        endings = [
+            _ending(job, "succeeded", result=result, artifacts=artifacts, progress=progress)
+            for job, result, artifacts, progress in done
+        ]
+        statuses: Any = self._scripts.end(endings)
+        return list(statuses)
 
     def reap(self, may_end: bool = True) -> list[str]:
         """Ends the attempts whose lease has run out as crashed (`worker_lost`); the ids of their jobs.
@@ -315,6 +330,27 @@ def _parse(job_id: str, fields: dict[str, str]) -> Job:
     values: dict[str, Any] = {**fields, "id": job_id}
     values |= {name: json.loads(fields[name]) for name in _JSON if fields.get(name)}
     return Job.model_validate(values)
+
+
+def _ending(
+    job: Job,
+    outcome: Outcome,
+    *,
+    result: Mapping[str, Any] | None = None,
+    error: JobError | None = None,
+    artifacts: str = "",
+    progress: Progress | None = None,
+) -> list[str | int]:
+    return [
+        job.id,
+        job.attempt,
+        outcome,
+        error.code if error else "",
+        error.message if error else "",
+        "" if result is None else json.dumps(result),
+        artifacts,
+        progress.model_dump_json() if progress else "",
+    ]
 
 
 def _current(job: Job, status: str | None) -> Any:

@@ -36,6 +36,10 @@ class Lease:
         """Whether the job has not been let go of."""
         return job.id in self._held
 
+    def hold(self, job: Job) -> None:
+        """Holds one more."""
+        self._held[job.id] = job
+
     def let_go(self, job: Job) -> None:
         """Of a job that has ended."""
         self._held.pop(job.id, None)

@@ -26,6 +26,7 @@ from worker.jobs import QUEUE_OF, Job, Jobs, JobType, NewJob, new_job_id
 from worker.keys import Caller, Keys
 from worker.models import Checkpoint, Checkpoints
 from worker.queue import Doorbells, celery
+from worker.record_images import MOST_IN_RECORD_BYTES, in_record
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.settings import Settings
@@ -272,19 +273,22 @@ class Service:
         size: int = 1,
         images: tuple[np.ndarray | None, Sequence[str]] = (None, ()),
     ) -> Job:
+        if images[0] is not None and images[0].nbytes <= MOST_IN_RECORD_BYTES:
+            plan["images"] = in_record(images[0], images[1])
         new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size, caller.owner)
         inputs = f"jobs/{new.id}/input"
         try:
-            if images[0] is not None:
+            if images[0] is not None and "images" not in plan:
                 self._store_images(inputs, images[0], images[1])
             queue = QUEUE_OF[type]
             most = self.settings.max_queued_training if queue == "training" else self.settings.max_queued_inference
             max_jobs = self._most(caller.quota.max_jobs, self.settings.max_jobs_per_owner)
-            job = self.jobs.submit(new, most, max_jobs, claim)
+            job, unheard = self.jobs.submit(new, most, max_jobs, claim)
         except BaseException:
             self.store.delete(f"jobs/{new.id}")
             raise
-        self.bells.ring(job.queue, job.id)
+        if unheard:
+            self.bells.ring(job.queue, job.id)
         return job
 
     def _store_images(self, prefix: str, images: np.ndarray, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ flowpp:jobs, flowpp:jobs:type:<type>, flowpp:jobs:owner:<owner>  sorted sets of 
 flowpp:unfinished:<owner>    set of the ids of an owner's unfinished jobs
 flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
+flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
@@ -17,7 +18,7 @@ flowpp:created:<owner>:<key> what a request with this Idempotency-Key has create
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import Redis
@@ -119,6 +120,7 @@ local function become(id, status, data)
     redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
+    redis.call('PUBLISH', 'flowpp:finished', id)
     redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
     for resource in string.gmatch(get(id, 'uses'), '%S+') do
       redis.call('SREM', 'flowpp:uses:' .. resource, id)
@@ -185,17 +187,24 @@ index_job(id)
 take_turn(id, fields.queue)
 become(id, 'queued')
 created(claim, id)
+local t = seconds(now())
+local awake = redis.call('ZCOUNT', 'flowpp:awake:' .. fields.queue, t, '+inf')
+if awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. fields.queue, t, '+inf') then return 'heard' end
 return ''
 """
 
 _CLAIM = """
 local queue, worker, lease, capacity = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local large, larges, awake = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local waiting = redis.call('ZRANGE', 'flowpp:queued:' .. queue, 0, 255)
 local taken, group, filled = {}, nil, 0
 for _, id in ipairs(waiting) do
   local size = tonumber(get(id, 'size'))
-  if #taken == 0 or (get(id, 'group') == group and filled + size <= capacity) then
-    group, filled = get(id, 'group'), filled + size
+  local fits = filled + size <= capacity or #taken == 0
+  if size > large then fits = larges > 0 end
+  if fits and (#taken == 0 or get(id, 'group') == group) then
+    group = get(id, 'group')
+    if size > large then larges = larges - 1 else filled = filled + size end
     set(id, 'attempt', tonumber(get(id, 'attempt')) + 1)
     redis.call('HSETNX', key(id), 'started_at', seconds(now()))
     local said = 'attempt ' .. get(id, 'attempt') .. ' begins'
@@ -207,7 +216,20 @@ for _, id in ipairs(waiting) do
     if group == '' or filled >= capacity then break end
   end
 end
+if awake > 0 then
+  local t, until_ = now(), tonumber(redis.call('ZSCORE', 'flowpp:awake:' .. queue, worker) or 0)
+  if #taken > 0 or until_ - t < awake / 2 then
+    redis.call('ZADD', 'flowpp:awake:' .. queue, seconds(t + awake), worker)
+  end
+end
 return taken
+"""
+
+_SLEEP = """
+local queue, worker = ARGV[1], ARGV[2]
+if redis.call('ZCARD', 'flowpp:queued:' .. queue) > 0 then return 0 end
+redis.call('ZREM', 'flowpp:awake:' .. queue, worker)
+return 1
 """
 
 _RENEW = """
@@ -231,8 +253,9 @@ return emit(id, kind, data)
 """
 
 _END = """
-local id, attempt, outcome, code, message, result, artifacts = unpack(ARGV)
+local id, attempt, outcome, code, message, result, artifacts, progress = unpack(ARGV)
 if not current(id, attempt) then return nil end
+if progress ~= '' then set(id, 'progress', progress) end
 if result ~= '' then set(id, 'result', result) end
 if artifacts ~= '' then set(id, 'artifacts', artifacts) end
 return settle(id, outcome, code, message)
@@ -332,7 +355,9 @@ class Transitions:
             return redis.register_script(_PRELUDE + body)
 
         self._submit = script(_SUBMIT)
+        self._redis: Any = redis  # its annotations do not know of decode_responses
         self._claim = script(_CLAIM)
+        self._sleep = script(_SLEEP)
         self._renew = script(_RENEW)
         self._set_field = script(_SET_FIELD)
         self._append = script(_APPEND)
@@ -348,12 +373,19 @@ class Transitions:
         }
 
     def submit(self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]) -> str:
-        """'' where the job is queued now, 'full', 'quota', or the id of what it uses and does not exist."""
+        """'' where the job is queued now, 'heard' where it is and each worker looks without a bell; else why it is not:
+        'full', 'quota', or the id of what it uses and does not exist."""
         return self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
 
-    def claim(self, queue: str, worker: str, lease_seconds: float, capacity: int) -> list[str]:
+    def claim(
+        self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
+    ) -> list[str]:
         """The ids of the jobs that now run under a lease of `worker`."""
-        return self._claim(args=[queue, worker, lease_seconds, capacity])
+        return self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
+
+    def sleep(self, queue: str, worker: str) -> bool:
+        """Whether nothing waits, so that the worker may wait for a bell."""
+        return bool(self._sleep(args=[queue, worker]))
 
     def renew(self, job_id: str, attempt: int, lease_seconds: float) -> str | None:
         """The job's status; 0 seconds leave the lease as it is."""
@@ -367,11 +399,12 @@ class Transitions:
         """The id of the new event."""
         return self._append(args=[job_id, attempt, kind, data])
 
-    def end(
-        self, job_id: str, attempt: int, outcome: str, code: str, message: str, result: str, artifacts: str
-    ) -> str | None:
-        """The job's new status."""
-        return self._end(args=[job_id, attempt, outcome, code, message, result, artifacts])
+    def end(self, endings: Sequence[Sequence[str | int]]) -> list[str | None]:
+        """The jobs' new statuses, each by (id, attempt, outcome, code, message, result, artifacts, progress)."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for ending in endings:
+                self._end(args=ending, client=pipeline)
+            return pipeline.execute()
 
     def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""

@@ -23,6 +23,7 @@ from flowpp.sampling import (
 )
 from flowpp.seeds import seed_of
 from worker.jobs import Job
+from worker.record_images import from_record
 from worker.service import Service
 
 MOST_IN_RECORD = 32
@@ -37,6 +38,17 @@ class Work(ABC):
         self.count: int = job.plan["num_images"]
         self.seed: int = job.request["seed"]
         self.rows: list[Any] = []
+        self.cold_start_seconds = 0.0
+
+    @property
+    def left(self) -> int:
+        """Rows still to be computed."""
+        return self.count - len(self.rows)
+
+    @property
+    def files(self) -> bool:
+        """Whether it leaves files."""
+        return True
 
     @staticmethod
     @abstractmethod
@@ -63,6 +75,12 @@ class LikelihoodWork(Work):
             self.images, self.names = _images_sent(service, job)
             self.sha256 = content_sha256(self.images)
 
+    @property
+    def files(self) -> bool:
+        """None for a few images sent: their figures are all in the result."""
+        asked = self.job.request.get("bits_map") or self.job.request.get("latents") or "dataset" in self.job.request
+        return bool(asked) or self.count > MOST_IN_RECORD
+
     @staticmethod
     def compute(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
         """float64 [b, 6]."""
@@ -80,7 +98,8 @@ class LikelihoodWork(Work):
             model.checkpoint_sha256,
             self.sha256,
         )
-        scored.write(directory, self.names)
+        if self.files:
+            scored.write(directory, self.names)
         if self.job.request.get("bits_map"):
             maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))
             write_bits_map(directory, self.images, maps, self.names)
@@ -132,6 +151,8 @@ class SamplingWork(Work):
 
 def _images_sent(service: Service, job: Job) -> tuple[np.ndarray, list[str]]:
     """Images, uint8 [N, H, W, C], that came with the request, and their names."""
+    if "images" in job.plan:
+        return from_record(job.plan["images"])
     with service.store.open(f"jobs/{job.id}/input", "images.npz") as file:
         stored = np.load(file, allow_pickle=False)
         return stored["images"], stored["names"].tolist()

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.answers import answer
 from api.bodies import openapi, submit
-from api.dependencies import CallerOf, ServiceOf, WaitSeconds
+from api.dependencies import CallerOf, FinishedOf, ServiceOf, WaitSeconds
 from api.idempotency import IdempotencyKey, creation
 from api.schemas import JobObject
 from worker.requests import LikelihoodRequest
@@ -30,6 +30,7 @@ async def score(
     response: Response,
     service: ServiceOf,
     caller: CallerOf,
+    finished: FinishedOf,
     wait_seconds: WaitSeconds,
     idempotency_key: IdempotencyKey = None,
 ) -> JobObject:
@@ -39,4 +40,4 @@ async def score(
     """
     async with creation(request, response, service, caller, idempotency_key) as once:
         job = await submit(request, service, caller, once, LikelihoodRequest, service.submit_likelihood)
-    return await answer(service, job, response, wait_seconds)
+    return await answer(service, finished, job, response, wait_seconds)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.answers import answer
-from api.dependencies import CallerOf, ServiceOf, WaitSeconds
+from api.dependencies import CallerOf, FinishedOf, ServiceOf, WaitSeconds
 from api.idempotency import Creation, IdempotencyKey, creation
 from api.schemas import JobObject
 from worker.jobs import Job
@@ -30,13 +30,14 @@ async def train(
     response: Response,
     service: ServiceOf,
     caller: CallerOf,
+    finished: FinishedOf,
     wait_seconds: WaitSeconds,
     idempotency_key: IdempotencyKey = None,
 ) -> JobObject:
     """Train a model on a dataset. Answers at once with the queued job, unless told to wait; follow its events."""
     async with creation(request, response, service, caller, idempotency_key) as once:
         job = await run_in_threadpool(_submit, service, wanted, caller, once)
-    return await answer(service, job, response, wait_seconds)
+    return await answer(service, finished, job, response, wait_seconds)
 
 
 def _submit(service: Service, wanted: TrainingRequest, caller: Caller, once: Creation) -> Job:

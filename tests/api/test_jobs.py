@@ -136,7 +136,7 @@ def test_a_refused_likelihood_request_keeps_no_images(
 ) -> None:
     def send() -> int:
         return http.post(
-            "/v1/likelihood-jobs", data={"model": checkpoint.id}, files={"files": ("a.png", PNG)}
+            "/v1/likelihood-jobs", data={"model": checkpoint.id}, files=[("files", ("a.png", PNG))] * 6
         ).status_code
 
     assert [send() for _ in range(4)] == [202, 202, 202, 429]

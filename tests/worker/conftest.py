@@ -59,7 +59,7 @@ class Submit:
         max_jobs: int = 1_000,
     ) -> Job:
         new = NewJob(new_job_id(), type, {"of": "this test"}, {}, metadata or {}, uses, group, size, owner)
-        return self._jobs.submit(new, max_queued, max_jobs)
+        return self._jobs.submit(new, max_queued, max_jobs)[0]
 
 
 @pytest.fixture

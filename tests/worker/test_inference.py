@@ -1,5 +1,6 @@
 """The inference worker: batches on warm models, each job with its own answer, none lost."""
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,11 +94,77 @@ def test_a_request_larger_than_a_batch_is_computed_in_several(
     assert progress.percent_done == 100
 
 
+def test_a_small_request_does_not_wait_for_the_end_of_a_large_one(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = score(service, checkpoint, 300)
+    compute, sent = LikelihoodWork.compute, []
+
+    def meanwhile(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
+        if not sent:
+            sent.append(score(service, checkpoint, 1, seed=1))
+        return compute(model, rows, batch_size)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(meanwhile))
+    worker.drain()
+    first, second = service.jobs.get(sent[0].id), service.jobs.get(large.id)
+    assert first.status == second.status == "succeeded"
+    assert first.finished_at is not None
+    assert second.finished_at is not None
+    assert first.finished_at < second.finished_at
+
+
+def test_many_large_requests_leave_room_for_small_ones_and_for_other_workers(
+    service: Service, checkpoint: Checkpoint
+) -> None:
+    larges = [score(service, checkpoint, 100, seed) for seed in range(3)]
+    small = score(service, checkpoint, 1, seed=9)
+    worker = Inference(service, "a worker", threading.Event())
+    held = worker._claim([])
+    assert [job.id for job in held] == [larges[0].id, larges[1].id, small.id]
+    assert [job.id for job in Inference(service, "another", threading.Event())._claim([])] == [larges[2].id]
+
+
+def test_a_worker_that_looks_by_itself_is_rung_no_bell(service: Service, checkpoint: Checkpoint) -> None:
+    def bells() -> int:
+        return int(service.redis.llen("flowpp-inference"))
+
+    score(service, checkpoint, 1)
+    assert bells() == 1, "nobody looks yet"
+    assert len(service.jobs.claim("inference", "a worker", 64, awake_seconds=30)) == 1
+    score(service, checkpoint, 1)
+    assert bells() == 1
+    assert not service.jobs.sleep("inference", "a worker"), "one came since"
+    service.jobs.claim("inference", "a worker", 64, awake_seconds=30)
+    assert service.jobs.sleep("inference", "a worker")
+    score(service, checkpoint, 1)
+    assert bells() == 2
+
+
+def test_a_few_images_leave_no_files_and_more_do(service: Service, checkpoint: Checkpoint, worker: Inference) -> None:
+    few, many = score(service, checkpoint, 32), score(service, checkpoint, 33)
+    worker.drain()
+    assert not service.jobs.get(few.id).artifacts
+    assert "likelihood.csv" in service.artifacts(service.jobs.get(many.id)).files
+
+
+def test_a_cold_start_is_told(service: Service, checkpoint: Checkpoint, worker: Inference) -> None:
+    first = score(service, checkpoint, 1)
+    worker.drain()
+    second = score(service, checkpoint, 1)
+    worker.drain()
+    cold, warm = (service.jobs.get(job.id).result for job in (first, second))
+    assert cold is not None
+    assert warm is not None
+    assert cold["cold_start_seconds"] > 0 == warm["cold_start_seconds"]
+
+
 def test_a_request_that_fails_does_not_take_its_batch_with_it(
     service: Service, checkpoint: Checkpoint, worker: Inference
 ) -> None:
     good, bad, other = (score(service, checkpoint, 1, seed) for seed in range(3))
-    service.store.delete(f"jobs/{bad.id}/input")
+    plan = bad.plan | {"images": bad.plan["images"] | {"pixels": ""}}
+    service.redis.hset(f"flowpp:job:{bad.id}", "plan", json.dumps(plan))
     worker.drain()
     assert [service.jobs.get(job.id).status for job in (good, bad, other)] == ["succeeded", "failed", "succeeded"]
     error = service.jobs.get(bad.id).error

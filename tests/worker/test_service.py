@@ -184,7 +184,7 @@ def test_a_start_from_a_checkpoint_of_another_model_is_refused(
 
 
 def test_a_deleted_job_leaves_nothing_in_the_store(service: Service, checkpoint: Checkpoint) -> None:
-    job = service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images())
+    job = service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(100))
     assert list((service.settings.data_directory / "store").rglob("images.npz"))
     service.jobs.cancel(job.id)
     service.delete_job(job.id)

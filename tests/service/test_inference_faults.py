@@ -1,0 +1,114 @@
+"""Inference workers that are killed while they answer: no request is lost, and none is answered twice."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowpp import FlowPP
+from flowpp.likelihood import likelihood
+from flowpp.presets import resolve_model
+from worker import child, presence
+from worker.jobs import TERMINAL
+from worker.redis_server import RedisServer
+from worker.requests import LikelihoodRequest
+from worker.service import Service
+from worker.settings import Settings
+
+LEASE_SECONDS = 2
+REQUESTS, KILLS = 120, 4
+
+
+class Workers:
+    """Two inference workers over a service, one of which can be killed at a time."""
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self._directory = directory
+        self._started = 0
+        self._environment = {
+            **os.environ,
+            "FLOWPP_REDIS_URL": settings.redis_url,
+            "FLOWPP_DATA_DIRECTORY": str(settings.data_directory),
+            "FLOWPP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FLOWPP_MAX_ATTEMPTS": "20",
+            "FLOWPP_BATCH_SIZE": "4",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.processes: list[subprocess.Popen[bytes]] = [self._start(), self._start()]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._started += 1
+        log = self._directory / f"worker-{self._started}.log"
+        return child.start([sys.executable, "-m", "worker", "inference"], log, self._environment)
+
+    def kill_one(self) -> None:
+        """SIGKILL to one that holds requests, and starts another."""
+        index = random.randrange(2)
+        self.processes[index].send_signal(signal.SIGKILL)
+        self.processes[index].wait()
+        self.processes[index] = self._start()
+
+    def stop(self) -> None:
+        for process in self.processes:
+            child.stop(process, 20)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with RedisServer(tmp_path / "redis") as server:
+        settings = Settings(
+            redis_url=server.url, data_directory=tmp_path / "data", lease_seconds=LEASE_SECONDS, max_attempts=20
+        )
+        with Service(settings) as service:
+            yield service
+
+
+def test_killed_inference_workers_lose_no_request_and_answer_none_twice(service: Service, tmp_path: Path) -> None:
+    import torch
+
+    random.seed(0)
+    model = FlowPP(resolve_model("tiny", {}, (3, 8, 8)))
+    model.initialize(torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8))
+    model.save(tmp_path / "model")
+    checkpoint = service.checkpoints.register(tmp_path / "model")
+    workers = Workers(service.settings, tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while presence.count(service.redis, "inference") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        images = np.random.default_rng(0).integers(0, 256, (REQUESTS, 1, 8, 8, 3), np.uint8)
+        jobs = [
+            service.submit_likelihood(LikelihoodRequest(model=checkpoint.id, importance_samples=512), each)
+            for each in images
+        ]
+        for kill in range(1, KILLS + 1):
+            while sum(service.jobs.get(job.id).finished for job in jobs) < REQUESTS * kill // (KILLS + 2):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            workers.kill_one()
+        while not all(service.jobs.get(job.id).finished for job in jobs):
+            assert time.monotonic() < deadline, child.tail(tmp_path / "worker-1.log")
+            time.sleep(0.05)
+    finally:
+        workers.stop()
+    attempts = 0
+    for job, image in zip(jobs, images, strict=True):
+        after = service.jobs.get(job.id)
+        assert (after.status, after.error) == ("succeeded", None)
+        assert after.result is not None
+        events = service.events.page(job.id).data
+        assert [event.data["status"] for event in events if event.data["status"] in TERMINAL] == ["succeeded"]
+        attempts += after.attempt
+        if after.attempt > 1:
+            [expected] = likelihood(model, image, importance_samples=512)
+            np.testing.assert_allclose(after.result["log_likelihood"], expected[0, 0], rtol=1e-5)
+    assert attempts > REQUESTS, "no kill struck a worker at work"
+    assert not service.redis.zcard("flowpp:leases")
