@@ -14,7 +14,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes docs clean lock
+.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-memory: install  ## what training takes beside what it is estimated to, in
 
 bench-recipes: install  ## flips, decay and cooldown beside the plain recipe, into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.recipes
+
+bench-service: install  ## requests/s and latency of likelihood over HTTP beside a plain endpoint, into RESULTS.md
+	@$(BIN)/python -m benchmarks.service
 
 docs: install  ## draw docs/architecture.svg from the code
 	@$(BIN)/python -m docs.architecture

@@ -1,0 +1,182 @@
+"""Bits/dim of one 32x32 image over HTTP, by clients at once: the service beside a plain endpoint. `make bench-service`.
+
+The plain endpoint is what one would write first: FastAPI, the same model in the same process, one request at a time,
+each decoded and answered as the service does, without records, queue or batches. Both serve the same untrained `small`
+model with all cores, in turns, to the same clients of a third process. Writes its section of benchmarks/RESULTS.md.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+from rich.progress import track
+
+from api.stack import REDIS_URL, Stack
+from benchmarks.images import real_images
+from benchmarks.results import table, write_section
+from flowpp import FlowPP
+from flowpp.data import encode_png, read_images
+from flowpp.likelihood import Likelihood, estimate
+from flowpp.seeds import seed_of
+from worker import child
+from worker.redis_server import free_port
+from worker.service import Service
+from worker.settings import Settings
+
+CLIENTS = (1, 8, 32, 128)
+MODEL = "FLOWPP_BENCHMARK_MODEL"
+
+
+def plain_app():  # type: ignore[no-untyped-def]  # for uvicorn
+    """The plain endpoint."""
+    from fastapi import FastAPI, UploadFile
+
+    app, turn = FastAPI(), threading.Lock()
+    model = FlowPP.load(Path(os.environ[MODEL])).eval().requires_grad_(False)
+
+    @app.post("/score")
+    def score(file: UploadFile) -> dict[str, float]:
+        images = read_images([(file.filename or "image", file.file.read())])
+        with turn:
+            found = estimate(model, images, [seed_of(0, 0)])
+        return {"bits_per_dim": Likelihood(found, model.config.dimensions, 1, 0).mean}
+
+    return app
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one side at one number of clients; latencies in milliseconds."""
+
+    per_second: float
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, and how it is asked for the bits/dim of a PNG."""
+
+    name: str
+    url: str
+    field: str
+    data: dict[str, str]
+
+    async def ask(self, http: httpx.AsyncClient, png: bytes) -> float:
+        files = {self.field: ("image.png", png, "image/png")}
+        answer = await http.post(self.url, data=self.data, files=files, headers={"Prefer": "wait=60"})
+        if answer.status_code != 200:
+            raise RuntimeError(f"{self.name} answered {answer.status_code}: {answer.text[:500]}")
+        body = answer.json()
+        return float(body.get("bits_per_dim") or body["result"]["bits_per_dim"])
+
+
+async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> Measured:
+    """Each client sends its next request when the last is answered; those that end within `seconds` count."""
+    latencies: list[float] = []
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(trust_env=False, timeout=120, limits=limits) as http:
+        start = time.perf_counter()
+
+        async def one(index: int) -> None:
+            while (begin := time.perf_counter()) < start + seconds:
+                await side.ask(http, pngs[index % len(pngs)])
+                end = time.perf_counter()
+                if end < start + seconds:
+                    latencies.append(1e3 * (end - begin))
+                index += clients
+
+        await asyncio.gather(*(one(index) for index in range(clients)))
+    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
+    return Measured(len(latencies) / seconds, cuts[49], cuts[98])
+
+
+async def measure(sides: list[Side], pngs: list[bytes], seconds: float) -> dict[tuple[str, int], Measured]:
+    async with httpx.AsyncClient(trust_env=False, timeout=120) as http:
+        for png in pngs[:4]:  # warm, and the same answers
+            first, second = [await side.ask(http, png) for side in sides]
+            if abs(first - second) > 1e-4:
+                raise RuntimeError(f"the two differ: {first} and {second} bits/dim")
+    found = {}
+    turns = [(clients, side) for clients in CLIENTS for side in sides]
+    for clients, side in track(turns, description="measuring"):
+        await load(side, pngs, clients, min(2, seconds))  # until batches have their size
+        found[side.name, clients] = await load(side, pngs, clients, seconds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=15, help="measured of each side at each number of clients")
+    parser.add_argument("--dry-run", action="store_true", help="print, and leave RESULTS.md as it is")
+    arguments = parser.parse_args()
+    images = real_images().test[:64]
+    pngs = [encode_png(image) for image in images]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model = FlowPP("small")
+        model.initialize(torch.from_numpy(images).permute(0, 3, 1, 2))
+        model.save(directory / "model")
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "benchmarks.service:plain_app", "--factory", "--port", str(port)]
+        environment = os.environ | {MODEL: str(directory / "model")}
+        plain = child.start([*command, "--no-access-log"], directory / "plain.log", environment)
+        try:
+            with Stack(directory / "stack", port=0) as stack:
+                url = (stack.data / REDIS_URL).read_text()
+                with Service(Settings(redis_url=url, data_directory=stack.data)) as service:
+                    checkpoint = service.checkpoints.register(directory / "model")
+                sides = [
+                    Side("plain", f"http://127.0.0.1:{port}/score", "file", {}),
+                    Side("flowpp", f"{stack.url}/v1/likelihood-jobs", "files", {"model": checkpoint.id}),
+                ]
+                _wait_for(sides[0], directory / "plain.log")
+                found = asyncio.run(measure(sides, pngs, arguments.seconds))
+        finally:
+            child.stop(plain)
+    report(found, arguments.seconds, write=not arguments.dry_run)
+
+
+def _wait_for(side: Side, log: Path) -> None:
+    """Returns when the plain endpoint listens."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            httpx.get(side.url, trust_env=False)
+            return
+        except httpx.TransportError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{side.name} does not listen: {child.tail(log)}") from error
+            time.sleep(0.1)
+
+
+def report(found: dict[tuple[str, int], Measured], seconds: float, write: bool) -> None:
+    rows = []
+    for clients in CLIENTS:
+        plain, ours = found["plain", clients], found["flowpp", clients]
+        figures = [f"{plain.per_second:.0f}", f"{plain.p50:.0f}", f"{plain.p99:.0f}"]
+        figures += [f"{ours.per_second:.0f}", f"{ours.p50:.0f}", f"{ours.p99:.0f}"]
+        rows.append([str(clients), *figures, f"{ours.per_second / plain.per_second:.2f}"])
+    header = ["clients", "plain requests/s", "p50 ms", "p99 ms", "flowpp requests/s", "p50 ms", "p99 ms", "ratio"]
+    body = table(header, rows)
+    print(body)
+    if write:
+        bound = (
+            f"Bits/dim of one 32x32 PNG under `small`, {seconds:g} s each, service, plain endpoint and clients on the "
+            "same machine. The plain endpoint writes nothing; flowpp writes each request to disk before it is "
+            "computed, and its answer before it is given."
+        )
+        write_section("Service", "make bench-service", f"{body}\n\n{bound}", torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
