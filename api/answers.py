@@ -23,11 +23,11 @@ async def answer(service: Service, finished: Finished, job: Job, response: Respo
     if wait_seconds and not job.finished:
         with finished.of(job.id) as word:
             while True:
+                word.clear()  # before the look: word that comes after it is heard
                 job = await run_in_threadpool(service.jobs.get, job.id)
                 left = deadline - time.monotonic()
                 if job.finished or left <= 0:
                     break
-                word.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left, LOOK_SECONDS)):
                         await word.wait()

@@ -13,12 +13,13 @@ from worker.models import Checkpoint
 from worker.service import Service
 
 
-def _service(request: Request) -> Service:
+# What needs no Redis is async: FastAPI would send it to a thread, which takes longer than it does.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _finished(request: Request) -> Finished:
+async def _finished(request: Request) -> Finished:
     finished: Finished = request.app.state.finished
     return finished
 
@@ -27,7 +28,7 @@ FinishedOf = Annotated[Finished, Depends(_finished)]
 ServiceOf = Annotated[Service, Depends(_service)]
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 
@@ -58,7 +59,7 @@ MAX_WAIT_SECONDS = 60
 _WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])")
 
 
-def _wait_seconds(
+async def _wait_seconds(
     prefer: Annotated[
         str | None, Header(description="`wait=N`: answer 200 with the result if it comes within N <= 60 seconds.")
     ] = None,
