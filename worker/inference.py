@@ -17,8 +17,8 @@ from worker.work import WORK, Work
 
 log = logging.getLogger(__name__)
 
-LINGER_SECONDS = 0.05
-"""For so long the worker looks for a next job before it waits for a bell, which takes longer."""
+LINGER_SECONDS = 1.0
+"""For so long the worker looks for a next job before it waits for a bell, which may take kombu a second to hear."""
 
 _LOOK_SECONDS = 0.005
 _AWAKE_SECONDS = 2.0

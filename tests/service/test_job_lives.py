@@ -171,7 +171,7 @@ def test_a_likelihood_job_gives_what_the_library_gives(service: Service, trained
     assert sum(job.result["split"].values()) == pytest.approx(job.result["bits_per_dim"])
     assert job.result["checkpoint_sha256"] == model.checkpoint_sha256
     assert job.result["dataset_sha256"] == content_sha256(images[:3])
-    assert {"likelihood.json", "likelihood.csv"} <= service.artifacts(job).files.keys()
+    assert not job.artifacts, "few images have all their figures in the result"
 
 
 def test_a_likelihood_job_on_a_dataset_scores_its_validation_images(
