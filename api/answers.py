@@ -3,10 +3,12 @@
 import asyncio
 import time
 from contextlib import suppress
+from typing import Annotated
 
-from fastapi import Response
+from fastapi import Depends, Response
 from fastapi.concurrency import run_in_threadpool
 
+from api.dependencies import FinishedOf, ServiceOf, WaitSeconds
 from api.schemas import JobObject
 from worker.finished import Finished
 from worker.jobs import Job
@@ -17,24 +19,43 @@ LOOK_SECONDS = 1.0
 """Word that a job has finished may be lost: then it is seen so much later."""
 
 
-async def answer(service: Service, finished: Finished, job: Job, response: Response, wait_seconds: float) -> JobObject:
-    """200 with the finished job if it is so within `wait_seconds`, else 202, Location and Retry-After."""
-    deadline = time.monotonic() + wait_seconds
-    if wait_seconds and not job.finished:
-        with finished.of(job.id) as word:
+class Answer:
+    """Answers a new job: 200 with the finished one if it is so in time, else 202, Location and Retry-After."""
+
+    def __init__(self, response: Response, service: Service, finished: Finished, wait_seconds: float) -> None:
+        self._response = response
+        self._service = service
+        self._finished = finished
+        self._wait_seconds = wait_seconds
+
+    async def __call__(self, job: Job) -> JobObject:
+        if self._wait_seconds and not job.finished:
+            job = await self._awaited(job.id)
+        self._response.headers["Location"] = f"/v1/jobs/{job.id}"
+        if job.finished:
+            self._response.status_code = 200
+        else:
+            self._response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        position = await run_in_threadpool(self._service.jobs.queue_position, job)
+        return JobObject(**dict(job), queue_position=position)
+
+    async def _awaited(self, job_id: str) -> Job:
+        """The job when it has finished, or as it is when the time to wait is over."""
+        deadline = time.monotonic() + self._wait_seconds
+        with self._finished.of(job_id) as word:
             while True:
                 word.clear()  # before the look: word that comes after it is heard
-                job = await run_in_threadpool(service.jobs.get, job.id)
+                job = await run_in_threadpool(self._service.jobs.get, job_id)
                 left = deadline - time.monotonic()
                 if job.finished or left <= 0:
-                    break
+                    return job
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left, LOOK_SECONDS)):
                         await word.wait()
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if job.finished:
-        response.status_code = 200
-    else:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    position = await run_in_threadpool(service.jobs.queue_position, job)
-    return JobObject(**dict(job), queue_position=position)
+
+
+async def _answer(response: Response, service: ServiceOf, finished: FinishedOf, wait_seconds: WaitSeconds) -> Answer:
+    return Answer(response, service, finished, wait_seconds)
+
+
+AnswerOf = Annotated[Answer, Depends(_answer)]

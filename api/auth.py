@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import problem, unreachable
 from worker.connection import UNREACHABLE
 from worker.keys import Caller, caller_of, id_of, record_key
+from worker.keys import Scope as KeyScope
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,8 @@ class Identification:
 
 
 def _check_scope(caller: Caller, method: str) -> None:
-    wanted = "read" if method in ("GET", "HEAD", "OPTIONS") else "submit"
-    if not caller.may("read" if wanted == "read" else "submit"):
+    wanted: KeyScope = "read" if method in ("GET", "HEAD", "OPTIONS") else "submit"
+    if not caller.may(wanted):
         raise Refused(403, "scope_missing", f"this key lacks the scope {wanted!r}, which {method} needs")
 
 

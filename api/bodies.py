@@ -17,7 +17,6 @@ from flowpp.data import read_images
 from worker.jobs import Job
 from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
-from worker.service import Service
 
 MAX_JSON_BYTES = 2**16
 
@@ -26,46 +25,41 @@ Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 Submit = Callable[[Wanted, np.ndarray | None, list[str], Caller, str], Job]
 
 
-async def submit(
-    request: Request, service: Service, caller: Caller, once: Creation, kind: type[Wanted], submit: Submit[Wanted]
-) -> Job:
-    """Submits what the body asks for, with the images that came in its field `files`, in a thread; but `once`.
+async def submit(creation: Creation, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
+    """Submits what the body asks for, with the images that came in its field `files`, in a thread, and once.
 
-    Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` raises.
+    Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` and
+    entering `creation` raise.
     """
+    request, service = creation.request, creation.service
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
-        wanted = _parsed(kind, await _json(request))
-        return await run_in_threadpool(_submit_once, service, caller, once, submit, wanted)
-    if media_type != "multipart/form-data":
-        raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
-    settings = service.settings
+    async with creation:
+        if media_type == "application/json":
+            wanted = _parsed(kind, await _json(request))
+            return await run_in_threadpool(_submit_once, creation, submit, wanted)
+        if media_type != "multipart/form-data":
+            raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
+        settings = service.settings
 
-    def with_images(form: Upload) -> Job:
-        wanted = _parsed(kind, dict(form.fields))
-        service.checkpoints.resolve(wanted.model, caller.sees)  # before the images are decoded
-        files = [(name, path.read_bytes()) for name, path in form.files]
-        return _submit_once(service, caller, once, submit, wanted, files)
+        def with_images(form: Upload) -> Job:
+            wanted = _parsed(kind, dict(form.fields))
+            service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
+            return _submit_once(creation, submit, wanted, [(name, path.read_bytes()) for name, path in form.files])
 
-    async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
-        return await run_in_threadpool(with_images, form)
+        async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
+            return await run_in_threadpool(with_images, form)
 
 
 def _submit_once(
-    service: Service,
-    caller: Caller,
-    once: Creation,
-    submit: Submit[Wanted],
-    wanted: Wanted,
-    files: list[tuple[str, bytes]] | None = None,
+    creation: Creation, submit: Submit[Wanted], wanted: Wanted, files: list[tuple[str, bytes]] | None = None
 ) -> Job:
-    claim = once.claim(wanted.model_dump(mode="json"), files or [])
-    if once.existing:
-        return service.jobs.get(once.existing)
+    claim = creation.claim(wanted.model_dump(mode="json"), files or [])
+    if creation.existing:
+        return creation.service.jobs.get(creation.existing)
     if files is None:
-        return submit(wanted, None, [], caller, claim)
-    images = read_images(files, limits=service.settings.request_limits)
-    return submit(wanted, images, [name for name, _ in files], caller, claim)
+        return submit(wanted, None, [], creation.caller, claim)
+    images = read_images(files, limits=creation.service.settings.request_limits)
+    return submit(wanted, images, [name for name, _ in files], creation.caller, claim)
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:

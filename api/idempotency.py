@@ -4,16 +4,16 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from fastapi import Header, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 
+from api.dependencies import CallerOf, ServiceOf
 from worker.idempotency import UNDER_WAY_SECONDS, Once
 from worker.keys import Caller
 from worker.service import Service
@@ -33,23 +33,29 @@ REPLAYED = "Idempotency-Replayed"
 _KEY = re.compile(r'"?([\x21\x23-\x7e]{1,255})"?')
 
 
-@dataclass(frozen=True)
 class Creation:
-    """What a request is about to create, once."""
+    """A request that creates something: whose it will be, and that it does so once. An async context manager.
 
-    path: str
-    once: Once | None
+    While its block runs, the Idempotency-Key is this request's. Entering it raises `Conflict`, and
+    `RequestValidationError` for what is no key.
+    """
+
+    def __init__(self, request: Request, response: Response, service: Service, caller: Caller, key: str | None) -> None:
+        self.request, self.response, self.service, self.caller = request, response, service, caller
+        self._key = key
+        self._once: Once | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     @property
     def existing(self) -> str | None:
         """The id of what the same request has created before; to be used only after `claim`."""
-        return self.once.existing if self.once else None
+        return self._once.existing if self._once else None
 
     def claim(self, values: Any, files: Iterable[tuple[str, Path | bytes]] = ()) -> str:
         """What the record is written with, by the content of the request. Raises `Invalid` for another content."""
-        if self.once is None:
+        if self._once is None:
             return ""
-        digest = hashlib.sha256(json.dumps([self.path, values], sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps([self.request.url.path, values], sort_keys=True, default=str).encode())
         for name, content in files:
             digest.update(name.encode() + b"\0")
             if isinstance(content, bytes):
@@ -57,38 +63,45 @@ class Creation:
             else:
                 with content.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
-        return self.once.claim(digest.hexdigest())
+        return self._once.claim(digest.hexdigest())
 
+    async def __aenter__(self) -> Self:
+        if self._key is None:
+            return self
+        found = _KEY.fullmatch(self._key)
+        if found is None:
+            fault = "1 to 255 visible ASCII characters, which may be in double quotes"
+            where = {"type": "value_error", "loc": ("header", "Idempotency-Key"), "msg": fault, "input": None}
+            raise RequestValidationError([where])
+        self._once = await run_in_threadpool(self.service.idempotency.begin, self.caller.owner, found[1])
+        if self._once.existing is not None:
+            self.response.headers[REPLAYED] = "true"
+        else:
+            self._renewing = asyncio.create_task(self._renew(self._once))
+        return self
 
-@asynccontextmanager
-async def creation(
-    request: Request, response: Response, service: Service, caller: Caller, key: str | None
-) -> AsyncIterator[Creation]:
-    """While the block runs, the key is this request's. Raises `Conflict`, and `RequestValidationError` for no key."""
-    if key is None:
-        yield Creation(request.url.path, None)
-        return
-    found = _KEY.fullmatch(key)
-    if found is None:
-        fault = "1 to 255 visible ASCII characters, which may be in double quotes"
-        where = {"type": "value_error", "loc": ("header", "Idempotency-Key"), "msg": fault, "input": None}
-        raise RequestValidationError([where])
-    once = await run_in_threadpool(service.idempotency.begin, caller.owner, found[1])
-    if once.existing is not None:
-        response.headers[REPLAYED] = "true"
-        yield Creation(request.url.path, once)
-        return
-    renewing = asyncio.create_task(_renew(service, once))
-    try:
-        yield Creation(request.url.path, once)
-    finally:
-        renewing.cancel()
+    async def __aexit__(self, *_: object) -> None:
+        if self._renewing is None or self._once is None:
+            return
+        self._renewing.cancel()
         with suppress(asyncio.CancelledError):
-            await renewing
-        await run_in_threadpool(service.idempotency.end, once)
+            await self._renewing
+        await run_in_threadpool(self.service.idempotency.end, self._once)
+
+    async def _renew(self, once: Once) -> None:
+        while True:
+            await asyncio.sleep(UNDER_WAY_SECONDS / 3)
+            await run_in_threadpool(self.service.idempotency.renew, once)
 
 
-async def _renew(service: Service, once: Once) -> None:
-    while True:
-        await asyncio.sleep(UNDER_WAY_SECONDS / 3)
-        await run_in_threadpool(service.idempotency.renew, once)
+async def _creation(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    idempotency_key: IdempotencyKey = None,
+) -> Creation:
+    return Creation(request, response, service, caller, idempotency_key)
+
+
+CreationOf = Annotated[Creation, Depends(_creation)]

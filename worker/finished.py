@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+from redis import RedisError
 from redis.asyncio import Redis
-
-from worker.connection import UNREACHABLE
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +58,6 @@ class Finished:
                             if message is not None:
                                 for event in self._waiting.get(message["data"], ()):
                                     event.set()
-            except UNREACHABLE as error:
-                log.warning("no word of finished jobs until Redis is back: %s", error)
+            except RedisError as error:
+                log.warning("no word of finished jobs until Redis gives it: %s", error)
             await asyncio.sleep(_AGAIN_SECONDS)

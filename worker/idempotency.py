@@ -16,7 +16,9 @@ from worker.refusals import Conflict, Invalid
 UNDER_WAY_SECONDS = 60
 """A request that is not renewed for so long is lost with its process, and may be sent again."""
 
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_IF_OURS = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call({}) end return 0"
+_RENEW = _IF_OURS.format("'EXPIRE', KEYS[1], ARGV[2]")
+_RELEASE = _IF_OURS.format("'DEL', KEYS[1]")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Idempotency:
 
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # its annotations do not know of decode_responses
+        self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
 
     def begin(self, owner: str, key: str) -> Once:
@@ -55,8 +58,7 @@ class Idempotency:
 
     def renew(self, once: Once) -> None:
         """Says that the request is still under way."""
-        if once.existing is None and self._redis.get(once.place) == once.mark:
-            self._redis.expire(once.place, UNDER_WAY_SECONDS, xx=True)
+        self._renew(keys=[once.place], args=[once.mark, UNDER_WAY_SECONDS])
 
     def end(self, once: Once) -> None:
         """Of a request that has created nothing: another may try."""

@@ -125,13 +125,12 @@ class Inference:
 
     def _model(self, works: list[Work]) -> FlowPP:
         """The works' model, loaded where it was not; what that took is in their results."""
-        checkpoint = works[0].job.plan["checkpoint"]
-        if checkpoint not in self._models:
-            started = time.monotonic()
-            self._models.get(self._service.checkpoints.get(checkpoint))
-            for work in works:
-                work.cold_start_seconds = round(time.monotonic() - started, 3)
-        return self._models.get(self._service.checkpoints.get(checkpoint))
+        checkpoint = self._service.checkpoints.get(works[0].job.plan["checkpoint"])
+        cold, started = checkpoint.id not in self._models, time.monotonic()
+        model = self._models.get(checkpoint)
+        for work in works if cold else ():
+            work.cold_start_seconds = round(time.monotonic() - started, 3)
+        return model
 
     def _stop_unwanted(self, works: list[Work], lease: Lease) -> None:
         """Lets go of jobs that are to be cancelled, that were lost, or for which there is no time any more."""
@@ -144,19 +143,21 @@ class Inference:
                 self._service.bells.ring("inference", job.id)
 
     def _tell(self, works: list[Work], model: FlowPP, lease: Lease) -> None:
-        """Tells the progress of jobs, and the results of those that are done."""
+        """Tells the results of jobs that are done, and the progress of the others; one that cannot be told fails."""
         done = []
-        for work in works:
-            progress = Progress.at(len(work.rows), work.count)
-            if work.left:
-                self._progress(work.job, progress, lease)
-                continue
-            result, artifacts = self._written(work, model)
-            done.append((work.job, result, artifacts, progress))
-            lease.let_go(work.job)
+        for work in [work for work in works if not work.left]:
+            try:
+                done.append((work.job, *self._written(work, model), Progress.at(work.count, work.count)))
+            except Exception as error:
+                log.exception("the result of job %s cannot be written", work.job.id)
+                self._fail(work.job, lease, error)
+        for job, *_ in done:
+            lease.let_go(job)
         for (job, *_), status in zip(done, self._service.jobs.succeed(done) if done else (), strict=True):
             if status is None:
                 log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
+        for work in [work for work in works if work.left]:
+            self._progress(work.job, Progress.at(len(work.rows), work.count), lease)
 
     def _progress(self, job: Job, progress: Progress, lease: Lease) -> None:
         try:
@@ -169,7 +170,7 @@ class Inference:
         """A work's result, and where its files are."""
         with tempfile.TemporaryDirectory() as directory:
             result = work.write(model, Path(directory)) | {"cold_start_seconds": work.cold_start_seconds}
-            if not work.files:
+            if not work.leaves_files:
                 return result, ""
             prefix = f"jobs/{work.job.id}/attempt-{work.job.attempt}"  # a stale attempt's are nobody's
             self._service.store.put(prefix, Path(directory), work.job.model_dump(mode="json"))

@@ -104,9 +104,14 @@ class Keys:
             quota=new.quota,
             secret_sha256=_hash(secret),
         )
-        with tempfile.TemporaryDirectory() as empty:
-            self._store.put(f"keys/{record.id}", Path(empty), record.model_dump(mode="json"))
-        self._scripts.register("key", record.id, record.model_dump_json())
+        place = f"keys/{record.id}"
+        try:
+            with tempfile.TemporaryDirectory() as empty:
+                self._store.put(place, Path(empty), record.model_dump(mode="json"))
+            self._scripts.register("key", record.id, record.model_dump_json())
+        except BaseException:
+            self._store.delete(place)
+            raise
         return Key(**record.model_dump(exclude={"secret_sha256"})), f"{_PREFIX}_{identity}_{secret}"
 
     def page(self, *, after: str | None = None, limit: int = 20, order: Order = "desc") -> Page[Key]:

@@ -21,6 +21,7 @@ class Lease:
         self._jobs = jobs
         self._wishes: dict[str, JobStatus | None] = {}
         self._held = {job.id: job for job in held}
+        self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -37,12 +38,16 @@ class Lease:
         return job.id in self._held
 
     def hold(self, job: Job) -> None:
-        """Holds one more."""
-        self._held[job.id] = job
+        """Holds one more, of whose earlier attempts nothing counts."""
+        with self._changing:
+            self._wishes.pop(job.id, None)
+            self._held[job.id] = job
 
     def let_go(self, job: Job) -> None:
         """Of a job that has ended."""
-        self._held.pop(job.id, None)
+        with self._changing:
+            self._held.pop(job.id, None)
+            self._wishes.pop(job.id, None)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -61,9 +66,13 @@ class Lease:
             for job in list(self._held.values()):
                 try:
                     ask = self._jobs.status_of if look % looks else self._jobs.renew
-                    self._wishes[job.id] = ask(job)
+                    self._hear(job, ask(job))
                 except StaleAttempt:
-                    if job.id in self._held:
-                        self._wishes[job.id] = None
+                    self._hear(job, None)
                 except UNREACHABLE as error:  # nobody else can have the job then; Redis will say when it is back
                     log.warning("the lease of job %s was not renewed: %s", job.id, error)
+
+    def _hear(self, job: Job, wish: JobStatus | None) -> None:
+        with self._changing:
+            if self._held.get(job.id) is job:  # not let go of, nor held in a later attempt, since it was asked for
+                self._wishes[job.id] = wish

@@ -11,16 +11,11 @@ MOST_IN_RECORD_BYTES = 16_384
 
 
 def in_record(images: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """uint8 [N, H, W, C] with N names, as JSON has it."""
-    pixels = base64.b64encode(images.tobytes()).decode()
-    return {"shape": images.shape, "pixels": pixels, "names": list(names) or _numbered(len(images))}
+    """Images, uint8 [N, H, W, C], with their N names, as JSON has them."""
+    return {"shape": images.shape, "pixels": base64.b64encode(images.tobytes()).decode(), "names": list(names)}
 
 
 def from_record(record: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """What `in_record` was given."""
+    """The images, uint8 [N, H, W, C], and names that `in_record` was given."""
     pixels = np.frombuffer(base64.b64decode(record["pixels"]), np.uint8)
     return pixels.reshape(record["shape"]), record["names"]
-
-
-def _numbered(count: int) -> list[str]:
-    return [f"{index:04d}" for index in range(count)]

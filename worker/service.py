@@ -43,7 +43,6 @@ class Service:
     def __init__(self, settings: Settings, redis_retries: int = 3) -> None:
         self.settings = settings
         self.redis = connect(settings.redis_url, redis_retries)
-        self._redis: Any = self.redis  # its annotations do not know of decode_responses
         self.store = ArtifactStore(settings.store_url)
         cache = settings.data_directory.absolute() / "cache"
         self.jobs = Jobs(self.redis, settings.lease_seconds, settings.max_attempts)
@@ -200,7 +199,8 @@ class Service:
     def check_bytes(self, caller: Caller) -> None:
         """Raises `OverQuota` where the caller's owner stores as much as it may."""
         most = self._most(caller.quota.max_bytes, self.settings.max_bytes_per_owner)
-        stored = int(self._redis.hget("flowpp:bytes", caller.owner) or 0)
+        counted: Any = self.redis.hget("flowpp:bytes", caller.owner)
+        stored = int(counted or 0)
         if stored >= most:
             raise OverQuota(
                 f"{caller.owner} stores {stored:,} bytes, and may store {most:,}: delete datasets or checkpoints first"
@@ -273,13 +273,15 @@ class Service:
         size: int = 1,
         images: tuple[np.ndarray | None, Sequence[str]] = (None, ()),
     ) -> Job:
-        if images[0] is not None and images[0].nbytes <= MOST_IN_RECORD_BYTES:
-            plan["images"] = in_record(images[0], images[1])
+        sent, names = images
+        names = names or [f"{index:04d}" for index in range(0 if sent is None else len(sent))]
+        if sent is not None and sent.nbytes <= MOST_IN_RECORD_BYTES:
+            plan["images"] = in_record(sent, names)
         new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size, caller.owner)
         inputs = f"jobs/{new.id}/input"
         try:
-            if images[0] is not None and "images" not in plan:
-                self._store_images(inputs, images[0], images[1])
+            if sent is not None and "images" not in plan:
+                self._store_images(inputs, sent, names)
             queue = QUEUE_OF[type]
             most = self.settings.max_queued_training if queue == "training" else self.settings.max_queued_inference
             max_jobs = self._most(caller.quota.max_jobs, self.settings.max_jobs_per_owner)
@@ -293,7 +295,6 @@ class Service:
 
     def _store_images(self, prefix: str, images: np.ndarray, names: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            names = names or [f"{index:04d}" for index in range(len(images))]
             np.savez(Path(directory) / "images.npz", images=images, names=np.array(names), allow_pickle=False)
             self.store.put(prefix, Path(directory))
 

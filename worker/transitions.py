@@ -14,6 +14,7 @@ flowpp:deleting              set of the ids of jobs that shall be deleted when t
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
 flowpp:bytes                 hash: the bytes of each owner's datasets and checkpoints
+flowpp:finished              channel on which the id of each job that ends is published
 flowpp:created:<owner>:<key> what a request with this Idempotency-Key has created, or that one is under way
 """
 
@@ -117,6 +118,7 @@ local function become(id, status, data)
   redis.call('ZREM', 'flowpp:leases', id)
   set(id, 'status', status)
   if status == 'queued' then
+    if get(id, 'turn') == '' then take_turn(id, queue) end
     redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
@@ -184,7 +186,6 @@ for name, value in pairs(fields) do set(id, name, value) end
 local sequence = redis.call('INCR', 'flowpp:sequence')
 set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
 index_job(id)
-take_turn(id, fields.queue)
 become(id, 'queued')
 created(claim, id)
 local t = seconds(now())

@@ -46,7 +46,7 @@ class Work(ABC):
         return self.count - len(self.rows)
 
     @property
-    def files(self) -> bool:
+    def leaves_files(self) -> bool:
         """Whether it leaves files."""
         return True
 
@@ -76,7 +76,7 @@ class LikelihoodWork(Work):
             self.sha256 = content_sha256(self.images)
 
     @property
-    def files(self) -> bool:
+    def leaves_files(self) -> bool:
         """None for a few images sent: their figures are all in the result."""
         asked = self.job.request.get("bits_map") or self.job.request.get("latents") or "dataset" in self.job.request
         return bool(asked) or self.count > MOST_IN_RECORD
@@ -98,7 +98,7 @@ class LikelihoodWork(Work):
             model.checkpoint_sha256,
             self.sha256,
         )
-        if self.files:
+        if self.leaves_files:
             scored.write(directory, self.names)
         if self.job.request.get("bits_map"):
             maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))

@@ -3,9 +3,10 @@
 import mimetypes
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from api.dependencies import JobOf, ServiceOf
@@ -28,6 +29,40 @@ FILE = {
 }
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a request for a file asks of it."""
+
+    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None
+    range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None
+    if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None
+
+    def is_known(self, etag: str) -> bool:
+        """Whether the caller has the file of this tag already."""
+        tags = {tag.strip().removeprefix("W/") for tag in (self.if_none_match or "").split(",")}
+        return bool(tags & {etag, "*"})
+
+    def part(self, etag: str, size: int) -> tuple[int, int] | None:
+        """First byte, and behind the last, of the part to send; none: the whole file, as for several parts at once.
+
+        Raises `RangeNotSatisfiable`.
+        """
+        found = _RANGE.fullmatch(self.range or "")
+        if found is None or self.if_range not in (None, etag):
+            return None
+        first, last = found.groups()
+        if first:
+            start, end = int(first), min(size, int(last) + 1 if last else size)
+        else:
+            start, end = max(0, size - int(last or 0)), size
+        if start >= end:
+            raise RangeNotSatisfiable(size)
+        return start, end
+
+
+ConditionsOf = Annotated[Conditions, Depends()]
+
+
 @router.get("/{job_id}/artifacts")
 def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
     """The files that a job has left: a training job's from its first checkpoint on."""
@@ -40,15 +75,7 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
 
 
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def artifact(
-    name: str,
-    request: Request,
-    job: JobOf,
-    service: ServiceOf,
-    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None,
-    range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None,
-    if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None,
-) -> Response:
+def artifact(name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard."""
     manifest: Manifest = service.artifacts(job)
     if name not in manifest.files:
@@ -56,56 +83,27 @@ def artifact(
     file = manifest.files[name]
     etag = f'"{file.sha256}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if is_match(if_none_match, etag):
+    if conditions.is_known(etag):
         return Response(status_code=304, headers=headers)
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     if name.endswith(".jsonl"):
         media_type = "application/jsonl"
     if service.store.directory is not None:
         return FileResponse(service.store.directory / job.artifacts / name, media_type=media_type, headers=headers)
-    return _remote(service, job.artifacts, name, file.bytes, media_type, headers, if_range in (None, etag) and range)
-
-
-def is_match(if_none_match: str | None, etag: str) -> bool:
-    """Whether a condition names the file that there is."""
-    tags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
-    return bool(tags & {etag, "*"})
-
-
-def _remote(
-    service: Service,
-    prefix: str,
-    name: str,
-    size: int,
-    media_type: str,
-    headers: dict[str, str],
-    wanted: str | bool | None,
-) -> Response:
-    """As `FileResponse`, of a file of a store that is no directory; of several ranges the whole file is sent."""
-    found = _RANGE.fullmatch(wanted) if isinstance(wanted, str) else None
-    start, end = _bounds(found, size) if found else (0, size)
+    part = conditions.part(etag, file.bytes)
+    start, end = part or (0, file.bytes)
     headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
-    if found:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-
-    def pieces() -> Iterator[bytes]:
-        with service.store.open(prefix, name) as file:
-            file.seek(start)
-            left = end - start
-            while left and (piece := file.read(min(_PIECE_BYTES, left))):
-                left -= len(piece)
-                yield piece
-
-    return StreamingResponse(pieces(), 206 if found else 200, media_type=media_type, headers=headers)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
+    pieces = _pieces(service, job.artifacts, name, start, end)
+    return StreamingResponse(pieces, 206 if part else 200, media_type=media_type, headers=headers)
 
 
-def _bounds(found: re.Match[str], size: int) -> tuple[int, int]:
-    """First byte, and behind the last. Raises `RangeNotSatisfiable`."""
-    first, last = found.groups()
-    if not first:
-        start, end = max(0, size - int(last or 0)), size
-    else:
-        start, end = int(first), min(size, int(last) + 1 if last else size)
-    if start >= end:
-        raise RangeNotSatisfiable(size)
-    return start, end
+def _pieces(service: Service, prefix: str, name: str, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a stored file from `start` to before `end`."""
+    with service.store.open(prefix, name) as file:
+        file.seek(start)
+        left = end - start
+        while left and (piece := file.read(min(_PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece

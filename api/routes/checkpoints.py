@@ -6,16 +6,16 @@ import zipfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from api.dependencies import CallerOf, CheckpointOf, ServiceOf
-from api.idempotency import IdempotencyKey, creation
-from api.routes.artifacts import FILE, is_match
+from api.idempotency import Creation, CreationOf
+from api.routes.artifacts import FILE, ConditionsOf
 from api.schemas import After, Limit, ListOf, Order, as_list
-from api.uploads import received
+from api.uploads import Upload, received
 from flowpp.published import PUBLISHED
 from worker.models import Checkpoint
 from worker.refusals import Invalid
@@ -47,30 +47,27 @@ FORM = {
 
 
 @router.post("", status_code=201, openapi_extra=FORM)
-async def upload(
-    request: Request,
-    response: Response,
-    service: ServiceOf,
-    caller: CallerOf,
-    idempotency_key: IdempotencyKey = None,
-) -> Checkpoint:
+async def upload(creation: CreationOf) -> Checkpoint:
     """Import the weights that the authors of Flow++ published, to score and sample with."""
-    await run_in_threadpool(service.check_bytes, caller)
+    settings = creation.service.settings
+    await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
-        creation(request, response, service, caller, idempotency_key) as once,
-        received(request, "file", service.settings.max_upload_bytes, max_files=1) as form,
+        creation,
+        received(creation.request, "file", settings.max_upload_bytes, max_files=1) as form,
     ):
-        preset = form.fields.get("preset", "")
-        if preset not in PUBLISHED:
-            raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
-        claim = await run_in_threadpool(once.claim, dict(form.fields), form.files)
-        if once.existing:
-            checkpoint = await run_in_threadpool(service.checkpoints.get, once.existing)
-        else:
-            file = form.files[0][1]
-            checkpoint = await run_in_threadpool(service.import_checkpoint, file, preset, caller, claim)
-    response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
+        checkpoint = await run_in_threadpool(_import, creation, form)
+    creation.response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
     return checkpoint
+
+
+def _import(creation: Creation, form: Upload) -> Checkpoint:
+    preset = form.fields.get("preset", "")
+    if preset not in PUBLISHED:
+        raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
+    claim = creation.claim(dict(form.fields), form.files)
+    if creation.existing:
+        return creation.service.checkpoints.get(creation.existing)
+    return creation.service.import_checkpoint(form.files[0][1], preset, creation.caller, claim)
 
 
 @router.get("")
@@ -100,16 +97,10 @@ def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
 
 
 @router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def download(
-    checkpoint: CheckpointOf,
-    service: ServiceOf,
-    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None,
-    range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None,
-    if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None,
-) -> Response:
+def download(checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""
     headers = {"ETag": f'"{checkpoint.id}"', "Cache-Control": "private, no-cache"}
-    if is_match(if_none_match, headers["ETag"]):
+    if conditions.is_known(headers["ETag"]):
         return Response(status_code=304, headers=headers)
     directory = service.checkpoints.fetch(checkpoint)
     with tempfile.NamedTemporaryFile(prefix="flowpp-download-", suffix=".zip", delete=False) as file:

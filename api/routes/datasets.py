@@ -3,17 +3,15 @@
 import tempfile
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import CallerOf, DatasetOf, ServiceOf
-from api.idempotency import Creation, IdempotencyKey, creation
+from api.idempotency import Creation, CreationOf
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import Upload, received
 from flowpp.data import build_image_set
 from worker.datasets import Dataset
-from worker.keys import Caller
-from worker.service import Service
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -42,34 +40,29 @@ FORM = {
 
 
 @router.post("", status_code=201, openapi_extra=FORM)
-async def upload(
-    request: Request,
-    response: Response,
-    service: ServiceOf,
-    caller: CallerOf,
-    idempotency_key: IdempotencyKey = None,
-) -> Dataset:
+async def upload(creation: CreationOf) -> Dataset:
     """Upload images. They are decoded and checked before this answers."""
-    settings = service.settings
-    await run_in_threadpool(service.check_bytes, caller)
+    settings = creation.service.settings
+    await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
-        creation(request, response, service, caller, idempotency_key) as once,
-        received(request, "file", settings.max_upload_bytes, settings.max_request_images) as form,
+        creation,
+        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images) as form,
     ):
-        dataset = await run_in_threadpool(_register, service, caller, once, form)
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+        dataset = await run_in_threadpool(_register, creation, form)
+    creation.response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return dataset
 
 
-def _register(service: Service, caller: Caller, once: Creation, form: Upload) -> Dataset:
-    claim = once.claim(dict(form.fields), form.files)
-    if once.existing:
-        return service.datasets.get(once.existing)
+def _register(creation: Creation, form: Upload) -> Dataset:
+    service = creation.service
+    claim = creation.claim(dict(form.fields), form.files)
+    if creation.existing:
+        return service.datasets.get(creation.existing)
     paths = [path for _, path in form.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = paths[0] if len(paths) == 1 else paths
         image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
-        return service.datasets.register(image_set, form.files[0][0], caller.owner, claim)
+        return service.datasets.register(image_set, form.files[0][0], creation.caller.owner, claim)
 
 
 @router.get("")

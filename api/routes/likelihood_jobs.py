@@ -1,11 +1,10 @@
 """Likelihood jobs: the bits/dim of images."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
 
-from api.answers import answer
+from api.answers import AnswerOf
 from api.bodies import openapi, submit
-from api.dependencies import CallerOf, FinishedOf, ServiceOf, WaitSeconds
-from api.idempotency import IdempotencyKey, creation
+from api.idempotency import CreationOf
 from api.schemas import JobObject
 from worker.requests import LikelihoodRequest
 
@@ -25,19 +24,11 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def score(
-    request: Request,
-    response: Response,
-    service: ServiceOf,
-    caller: CallerOf,
-    finished: FinishedOf,
-    wait_seconds: WaitSeconds,
-    idempotency_key: IdempotencyKey = None,
-) -> JobObject:
+async def score(creation: CreationOf, answer: AnswerOf) -> JobObject:
     """Score images: a dataset's validation images (JSON), or images in the request (multipart).
 
-    The result holds mean bits/dim with its standard error and its split; likelihood.csv, an artifact, a row an image.
+    The result holds mean bits/dim with its standard error and its split, and for up to 32 images each one's figures;
+    likelihood.csv, an artifact of jobs on a dataset or more images, has a row an image.
     """
-    async with creation(request, response, service, caller, idempotency_key) as once:
-        job = await submit(request, service, caller, once, LikelihoodRequest, service.submit_likelihood)
-    return await answer(service, finished, job, response, wait_seconds)
+    job = await submit(creation, LikelihoodRequest, creation.service.submit_likelihood)
+    return await answer(job)

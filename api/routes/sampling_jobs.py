@@ -1,11 +1,10 @@
 """Sampling jobs."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter
 
-from api.answers import answer
+from api.answers import AnswerOf
 from api.bodies import openapi, submit
-from api.dependencies import CallerOf, FinishedOf, ServiceOf, WaitSeconds
-from api.idempotency import IdempotencyKey, creation
+from api.idempotency import CreationOf
 from api.schemas import JobObject
 from worker.requests import SamplingRequest
 
@@ -25,19 +24,10 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def sample(
-    request: Request,
-    response: Response,
-    service: ServiceOf,
-    caller: CallerOf,
-    finished: FinishedOf,
-    wait_seconds: WaitSeconds,
-    idempotency_key: IdempotencyKey = None,
-) -> JobObject:
+async def sample(creation: CreationOf, answer: AnswerOf) -> JobObject:
     """Draw images (JSON), or interpolate between two: of a dataset (JSON), or in the request (multipart).
 
     The artifacts are grid.png, samples.npz and png/0000.png, ...
     """
-    async with creation(request, response, service, caller, idempotency_key) as once:
-        job = await submit(request, service, caller, once, SamplingRequest, service.submit_sampling)
-    return await answer(service, finished, job, response, wait_seconds)
+    job = await submit(creation, SamplingRequest, creation.service.submit_sampling)
+    return await answer(job)

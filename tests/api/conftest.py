@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -80,11 +81,13 @@ def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def http(service: Service) -> Iterator[httpx.Client]:
-    """A client of the API on `service`, over a real socket."""
+Serve = Callable[[Settings], AbstractContextManager[httpx.Client]]
+
+
+@contextmanager
+def _served(settings: Settings) -> Iterator[httpx.Client]:
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(service.settings), port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -96,6 +99,19 @@ def http(service: Service) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """Serves the API over a real socket, to a client of it."""
+    return _served
+
+
+@pytest.fixture
+def http(service: Service, serve: Serve) -> Iterator[httpx.Client]:
+    """A client of the API on `service`, over a real socket."""
+    with serve(service.settings) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

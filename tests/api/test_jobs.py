@@ -13,8 +13,9 @@ import pytest
 
 from api.client import Client
 from flowpp.data import build_image_set, encode_png
+from tests.api.conftest import Serve
 from worker.datasets import Dataset
-from worker.jobs import JobError, Progress
+from worker.jobs import JobError, NewJob, Progress, new_job_id
 from worker.models import Checkpoint
 from worker.service import Service
 
@@ -345,6 +346,53 @@ def test_artifacts_are_listed_and_served_with_type_etag_and_range(
     assert (part.status_code, part.content) == (206, b"PNG")
     for name in ("grid.jpg", "%2e%2e/manifest.json", "manifest.json", "..%2f..%2f..%2fetc%2fpasswd"):
         assert http.get(f"/v1/jobs/{job_id}/artifacts/{name}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "content"),
+    [
+        ({}, 200, PNG),
+        ({"Range": "bytes=1-3"}, 206, PNG[1:4]),
+        ({"Range": "bytes=4-"}, 206, PNG[4:]),
+        ({"Range": "bytes=-5"}, 206, PNG[-5:]),
+        ({"Range": "bytes=0-9999999"}, 206, PNG),
+        ({"Range": "bytes=0-0,4-5"}, 200, PNG),
+        ({"Range": "bytes=1-3", "If-Range": '"another"'}, 200, PNG),
+        ({"Range": "bytes=9999999-"}, 416, None),
+    ],
+)
+def test_parts_of_files_of_a_remote_store_are_served(
+    service: Service, serve: Serve, tmp_path: Path, wanted: dict[str, str], status: int, content: bytes | None
+) -> None:
+    remote = service.settings.model_copy(update={"store": f"memory://{tmp_path.name}"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "grid.png").write_bytes(PNG)
+    with Service(remote) as far, serve(remote) as http:
+        job, _ = far.jobs.submit(NewJob(new_job_id(), "sampling", {}, {}, {}, ()), 10)
+        far.store.put(f"jobs/{job.id}/output", tmp_path / "out")
+        far.jobs.end(far.jobs.claim("inference", "worker-1")[0], "succeeded", artifacts=f"jobs/{job.id}/output")
+        response = http.get(f"/v1/jobs/{job.id}/artifacts/grid.png", headers=wanted)
+    assert response.status_code == status
+    if content is None:
+        assert response.json()["code"] == "range_not_satisfiable"
+        assert response.headers["content-range"] == f"bytes */{len(PNG)}"
+    else:
+        assert response.content == content
+        assert int(response.headers["content-length"]) == len(content)
+        assert ("content-range" in response.headers) == (status == 206)
+
+
+def test_a_checkpoint_is_deleted_unless_a_job_needs_it(
+    http: httpx.Client, service: Service, checkpoint: Checkpoint
+) -> None:
+    job = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}).json()["id"]
+    refused = http.delete(f"/v1/checkpoints/{checkpoint.id}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "in_use")
+    http.post(f"/v1/jobs/{job}/cancel")
+    assert http.delete(f"/v1/checkpoints/{checkpoint.id}").status_code == 204
+    assert http.get(f"/v1/checkpoints/{checkpoint.id}").status_code == 404
+    assert service.store.directory is not None
+    assert not (service.store.directory / checkpoint.prefix).exists()
 
 
 def test_a_checkpoint_is_listed_and_downloaded_as_a_zip_that_loads(

@@ -172,6 +172,26 @@ def test_a_request_that_fails_does_not_take_its_batch_with_it(
     assert error.code == "internal"
 
 
+def test_a_result_that_cannot_be_written_fails_its_own_request_alone(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = score(service, checkpoint, 33), score(service, checkpoint, 1, seed=1)
+    put = service.store.put
+
+    def full(prefix: str, *arguments: object, **named: object) -> object:
+        if bad.id in prefix:
+            raise OSError(28, "No space left on device")
+        return put(prefix, *arguments, **named)
+
+    monkeypatch.setattr(service.store, "put", full)
+    worker.drain()
+    failed = service.jobs.get(bad.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert "No space left" in failed.error.message
+    assert service.jobs.get(good.id).status == "succeeded"
+
+
 def test_a_request_cancelled_while_it_is_computed_is_cancelled(
     service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -355,3 +355,11 @@ def test_another_owners_job_is_not_found_and_not_listed(service: Service, submit
     assert [job.id for job in service.jobs.page(owner="bob").data] == [his.id]
     with pytest.raises(NotFound):
         service.jobs.page(owner="bob", after=hers.id)
+
+
+def test_a_job_from_before_there_were_turns_takes_one_when_it_is_queued(service: Service, submit: Submit) -> None:
+    job = submit()
+    service.jobs.pause(job.id)
+    service.redis.hdel(f"flowpp:job:{job.id}", "turn")
+    service.jobs.resume(job.id)
+    assert [claimed.id for claimed in service.jobs.claim("training", "worker")] == [job.id]

@@ -49,3 +49,19 @@ def test_a_job_that_another_has_is_lost(service: Service, submit: Submit) -> Non
         time.sleep(2 * service.jobs.lease_seconds)
         assert service.redis.zscore("flowpp:leases", job.id) == 1  # the stale one renews nothing
         assert service.jobs.status_of(again) == "running"
+
+
+def test_what_was_wished_of_an_earlier_attempt_does_not_count_for_a_later_one(service: Service, submit: Submit) -> None:
+    """As where one worker loses a job and claims it again, under the same lease."""
+    submit()
+    [job] = service.jobs.claim("training", "a worker")
+    with Lease(service.jobs, [job]) as lease:
+        service.redis.zadd("flowpp:leases", {job.id: 0})
+        service.jobs.reap()
+        until(lambda: lease.lost(job))
+        lease.let_go(job)
+        [again] = service.jobs.claim("training", "a worker")
+        lease.hold(again)
+        assert not lease.lost(again)
+        service.jobs.pause(job.id)
+        until(lambda: lease.wish(again) == "pausing")
