@@ -33,6 +33,7 @@ from worker.service import Service
 from worker.settings import Settings
 
 CLIENTS = (1, 8, 32, 128)
+WARM_SECONDS = 5
 MODEL = "FLOWPP_BENCHMARK_MODEL"
 
 
@@ -81,17 +82,21 @@ class Side:
 
 
 async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> Measured:
-    """Each client sends its next request when the last is answered; those that end within `seconds` count."""
+    """Each client sends its next request when the last is answered; those count that end within `seconds`.
+
+    The seconds begin after `WARM_SECONDS` of the same load, when batches have their size.
+    """
     latencies: list[float] = []
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(trust_env=False, timeout=120, limits=limits) as http:
-        start = time.perf_counter()
+        first = time.perf_counter() + WARM_SECONDS
+        last = first + seconds
 
         async def one(index: int) -> None:
-            while (begin := time.perf_counter()) < start + seconds:
+            while (begin := time.perf_counter()) < last:
                 await side.ask(http, pngs[index % len(pngs)])
                 end = time.perf_counter()
-                if end < start + seconds:
+                if first <= end < last:
                     latencies.append(1e3 * (end - begin))
                 index += clients
 
@@ -109,7 +114,6 @@ async def measure(sides: list[Side], pngs: list[bytes], seconds: float) -> dict[
     found = {}
     turns = [(clients, side) for clients in CLIENTS for side in sides]
     for clients, side in track(turns, description="measuring"):
-        await load(side, pngs, clients, min(2, seconds))  # until batches have their size
         found[side.name, clients] = await load(side, pngs, clients, seconds)
     return found
 
