@@ -1,6 +1,6 @@
 """Requests that may be sent twice: what one with an Idempotency-Key has created is noted with the record itself.
 
-The note is written by the very script that writes the record (worker/transitions.py): a process that dies between
+The note is written by the very script that writes the record (worker/lua): a process that dies between
 the two cannot leave a record that the same request would create again.
 """
 

@@ -7,7 +7,7 @@
     cancelling  the worker has been asked to write a checkpoint and to end it
     succeeded, failed, cancelled  terminal: never change again
 
-Each transition is one Lua script of worker/transitions.py.
+Each transition is one Lua script of worker/lua.
 """
 
 import json

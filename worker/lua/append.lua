@@ -1,0 +1,3 @@
+local id, attempt, kind, data = unpack(ARGV)
+if not current(id, attempt) then return nil end
+return emit(id, kind, data)

@@ -1,0 +1,19 @@
+local id = ARGV[1]
+local status = get(id, 'status')
+if status == '' then return 'missing' end
+local checkpoints = redis.call('SMEMBERS', key(id) .. ':checkpoints')
+for _, checkpoint in ipairs(checkpoints) do
+  if redis.call('SCARD', 'flowpp:uses:' .. checkpoint) > 0 then return 'refused in_use' end
+end
+if HELD[status] then
+  redis.call('SADD', 'flowpp:deleting', id)
+  return status == 'cancelling' and status or wish(id, 'cancelling')
+end
+if not TERMINAL[status] then become(id, 'cancelled') end
+for _, checkpoint in ipairs(checkpoints) do remove('checkpoint', checkpoint) end
+redis.call('SREM', 'flowpp:deleting', id)
+redis.call('ZREM', 'flowpp:jobs', id)
+redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
+redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
+redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
+return 'deleted'

@@ -1,0 +1,137 @@
+-- Before each script. MAX_EVENTS is set by worker/transitions.py.
+
+local TERMINAL = {succeeded = true, failed = true, cancelled = true}
+local HELD = {running = true, pausing = true, cancelling = true}
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+local function seconds(t) return string.format('%.6f', t) end
+local function key(id) return 'flowpp:job:' .. id end
+local function get(id, field) return redis.call('HGET', key(id), field) or '' end
+local function set(id, ...) redis.call('HSET', key(id), ...) end
+
+local function emit(id, kind, data)
+  return redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+end
+
+-- The attempt that writes is the one that holds the job: else its writes are refused.
+local function current(id, attempt)
+  local status = get(id, 'status')
+  if HELD[status] and get(id, 'attempt') == attempt then return status end
+  return nil
+end
+
+local function kind_of(resource)
+  return string.sub(resource, 1, 3) == 'ds_' and 'dataset' or 'checkpoint'
+end
+
+local function owner_of(record) return record.owner or 'local' end
+
+-- Indices of datasets, checkpoints and keys, and what they take of their owner's quota.
+local function index(kind, id, record, sequence)
+  local list = 'flowpp:' .. kind .. 's'
+  redis.call('ZADD', list, sequence, id)
+  redis.call('ZADD', list .. ':owner:' .. owner_of(record), sequence, id)
+  if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), record.bytes) end
+end
+
+-- Removes such a record with its indices; whether there was one.
+local function remove(kind, id)
+  local written = redis.call('GET', 'flowpp:' .. kind .. ':' .. id)
+  if not written then return false end
+  local record, list = cjson.decode(written), 'flowpp:' .. kind .. 's'
+  redis.call('DEL', 'flowpp:' .. kind .. ':' .. id)
+  redis.call('ZREM', list, id)
+  redis.call('ZREM', list .. ':owner:' .. owner_of(record), id)
+  if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), -record.bytes) end
+  return true
+end
+
+-- Indices of a job by what its record says.
+local function index_job(id)
+  local sequence, owner = get(id, 'sequence'), get(id, 'owner')
+  redis.call('ZADD', 'flowpp:jobs', sequence, id)
+  redis.call('ZADD', 'flowpp:jobs:type:' .. get(id, 'type'), sequence, id)
+  redis.call('ZADD', 'flowpp:jobs:owner:' .. owner, sequence, id)
+  if not TERMINAL[get(id, 'status')] then redis.call('SADD', 'flowpp:unfinished:' .. owner, id) end
+end
+
+-- What a request with an Idempotency-Key has created: told to whoever sends it again, for a day.
+local function created(claim, id)
+  if claim ~= '' then
+    local said = cjson.decode(claim)
+    redis.call('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id}), 'EX', 86400)
+  end
+end
+
+-- A job's turn, kept for its life: owners take turns in proportion to what their jobs ask for, however many they send
+-- (start-time fair queueing; Goyal, Vin, Cheng 1996).
+local function take_turn(id, queue)
+  local turns, owner = 'flowpp:turn:' .. queue, get(id, 'owner')
+  local turn = math.max(tonumber(redis.call('HGET', turns, '') or 0), tonumber(redis.call('HGET', turns, owner) or 0))
+  redis.call('HSET', turns, owner, string.format('%.0f', turn + math.max(1, tonumber(get(id, 'size')))))
+  set(id, 'turn', string.format('%.0f', turn))
+end
+
+-- The one place where a status changes.
+local function become(id, status, data)
+  local queue, t = get(id, 'queue'), now()
+  redis.call('ZREM', 'flowpp:queued:' .. queue, id)
+  redis.call('ZREM', 'flowpp:leases', id)
+  set(id, 'status', status)
+  if status == 'queued' then
+    if get(id, 'turn') == '' then take_turn(id, queue) end
+    redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
+  elseif TERMINAL[status] then
+    set(id, 'finished_at', seconds(t))
+    redis.call('PUBLISH', 'flowpp:finished', id)
+    redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
+    for resource in string.gmatch(get(id, 'uses'), '%S+') do
+      redis.call('SREM', 'flowpp:uses:' .. resource, id)
+    end
+  end
+  data = data or {}
+  data.status, data.attempt = status, tonumber(get(id, 'attempt'))
+  emit(id, 'status', cjson.encode(data))
+  return status
+end
+
+-- A job keeps its lease while it is asked to stop.
+local function wish(id, status)
+  set(id, 'status', status)
+  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt'))}))
+  return status
+end
+
+-- Ends an attempt. Its last event, and the first of the next attempt, say why in words.
+local function settle(id, outcome, code, message)
+  local status = get(id, 'status')
+  local data = {message = message}
+  if code ~= '' then data.code = code end
+  if status == 'cancelling' then
+    data.message = 'cancelled'
+    return become(id, 'cancelled', data)
+  end
+  if outcome == 'succeeded' then return become(id, 'succeeded') end
+  if outcome == 'stopped' then
+    data.message = status == 'pausing' and 'paused' or 'its worker was told to shut down'
+  end
+  set(id, 'ended', data.message)
+  if outcome == 'crashed' then
+    local failures, most = tonumber(get(id, 'failures')) + 1, tonumber(get(id, 'max_attempts'))
+    set(id, 'failures', failures)
+    if failures >= most then
+      outcome = 'failed'
+    else
+      data.message = string.format('%s; it is tried again after %d of %d failures', message, failures, most)
+    end
+  end
+  if outcome == 'failed' then
+    set(id, 'error', cjson.encode({code = code, message = message}))
+    return become(id, 'failed', data)
+  end
+  return become(id, status == 'pausing' and 'paused' or 'queued', data)
+end
