@@ -242,20 +242,18 @@ class Jobs:
         Jobs of the same group come with it as long as their sizes together fit into `capacity`. Of those larger than
         `large`, which do not count, at most `larges` are taken. For `awake_seconds` the worker promises to look again.
         """
-        ids = self._scripts.claim(queue, worker, self.lease_seconds, capacity, large, larges, awake_seconds)
-        return self._load(ids)
+        taken = self._scripts.claim(queue, worker, self.lease_seconds, capacity, large, larges, awake_seconds)
+        return [_parse(job_id, fields) for job_id, fields in taken]
 
     def sleep(self, queue: Queue, worker: str) -> bool:
         """Whether a worker that promised to look again may wait for a bell instead: nothing waits."""
         return self._scripts.sleep(queue, worker)
 
-    def renew(self, job: Job) -> JobStatus:
-        """Renews the lease of the job's attempt, and says what is wished of it. Raises `StaleAttempt`."""
-        return _current(job, self._scripts.renew(job.id, job.attempt, self.lease_seconds))
-
-    def status_of(self, job: Job) -> JobStatus:
-        """As `renew`, without renewing. Raises `StaleAttempt`."""
-        return _current(job, self._scripts.renew(job.id, job.attempt, 0))
+    def wishes(self, jobs: Sequence[Job], renew: bool = False) -> list[JobStatus | None]:
+        """What is wished of each job, none where its attempt is stale; the others' leases are renewed if so said."""
+        held = [(job.id, job.attempt) for job in jobs]
+        found: Any = self._scripts.renew(held, self.lease_seconds if renew else 0)
+        return list(found)
 
     def set_progress(self, job: Job, progress: Progress) -> None:
         """Raises `StaleAttempt`."""

@@ -71,17 +71,21 @@ class Transitions:
 
     def claim(
         self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
-    ) -> list[str]:
-        """The ids of the jobs that now run under a lease of `worker`."""
-        return self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
+    ) -> list[tuple[str, dict[str, str]]]:
+        """The ids and records of the jobs that now run under a lease of `worker`."""
+        taken = self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
+        return [(job_id, dict(zip(fields[::2], fields[1::2], strict=True))) for job_id, fields in taken]
 
     def sleep(self, queue: str, worker: str) -> bool:
         """Whether nothing waits, so that the worker may wait for a bell."""
         return bool(self._sleep(args=[queue, worker]))
 
-    def renew(self, job_id: str, attempt: int, lease_seconds: float) -> str | None:
-        """The job's status; 0 seconds leave the lease as it is."""
-        return self._renew(args=[job_id, attempt, lease_seconds])
+    def renew(self, held: Sequence[tuple[str, int]], lease_seconds: float) -> list[str | None]:
+        """The statuses of jobs, each by its id and attempt; 0 seconds leave the leases as they are."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id, attempt in held:
+                self._renew(args=[job_id, attempt, lease_seconds], client=pipeline)
+            return pipeline.execute()
 
     def set_field(self, job_id: str, attempt: int, field: str, value: str) -> str | None:
         """The job's status."""

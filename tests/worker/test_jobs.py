@@ -196,7 +196,7 @@ def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends_the_attempt(serv
     job = claim(service)
     until = time.monotonic() + 3 * service.jobs.lease_seconds
     while time.monotonic() < until:
-        assert service.jobs.renew(job) == "running"
+        assert service.jobs.wishes([job], renew=True) == ["running"]
         assert service.jobs.reap() == []
         time.sleep(0.1)
     time.sleep(service.jobs.lease_seconds + 0.1)
@@ -255,8 +255,6 @@ def test_a_job_that_was_put_back_is_before_those_that_came_later(service: Servic
 
 
 STALE = {
-    "renew": lambda service, job: service.jobs.renew(job),
-    "status": lambda service, job: service.jobs.status_of(job),
     "progress": lambda service, job: service.jobs.set_progress(job, Progress.at(1, 2)),
     "event": lambda service, job: service.events.append(job, "log", {"line": "x"}),
     "end": lambda service, job: service.jobs.end(job, "succeeded", result={"false": True}, artifacts="jobs/false"),
@@ -277,6 +275,7 @@ def test_a_stale_attempt_writes_nothing(service: Service, submit: Submit, write:
     before = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
     with pytest.raises(StaleAttempt, match=f"attempt 1 of job {stale.id}"):
         STALE[write](service, stale)
+    assert service.jobs.wishes([stale], renew=True) == [None]
     after = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
     assert after == before
 
