@@ -36,7 +36,9 @@ class Answer:
             self._response.status_code = 200
         else:
             self._response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        position = await run_in_threadpool(self._service.jobs.queue_position, job)
+        position = None
+        if job.status == "queued":
+            position = await run_in_threadpool(self._service.jobs.queue_position, job)
         return JobObject(**dict(job), queue_position=position)
 
     async def _awaited(self, job_id: str) -> Job:
@@ -44,14 +46,13 @@ class Answer:
         deadline = time.monotonic() + self._wait_seconds
         with self._finished.of(job_id) as word:
             while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(deadline - time.monotonic(), LOOK_SECONDS)):
+                        await word.wait()
                 word.clear()  # before the look: word that comes after it is heard
                 job = await run_in_threadpool(self._service.jobs.get, job_id)
-                left = deadline - time.monotonic()
-                if job.finished or left <= 0:
+                if job.finished or time.monotonic() > deadline:
                     return job
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                        await word.wait()
 
 
 async def _answer(response: Response, service: ServiceOf, finished: FinishedOf, wait_seconds: WaitSeconds) -> Answer:

@@ -154,10 +154,11 @@ class Jobs:
             raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
         if answer == "quota":
             raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
-        if answer not in ("", "heard"):
+        if isinstance(answer, str):
             kind = "dataset" if answer.startswith("ds_") else "checkpoint"
             raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
-        return self.get(new.id), answer != "heard"
+        heard, record = answer
+        return _parse(new.id, record), not heard
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""

@@ -37,6 +37,11 @@ def _source(name: str) -> str:
     return (files("worker") / "lua" / f"{name}.lua").read_text()
 
 
+def _record(fields: Sequence[str]) -> dict[str, str]:
+    """A hash as a script gives it: names and values in turns."""
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
 class Transitions:
     """The scripts of one Redis server. Those for workers answer None where the attempt is stale."""
 
@@ -64,17 +69,22 @@ class Transitions:
             "delete": script("delete"),
         }
 
-    def submit(self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]) -> str:
-        """'' where the job is queued now, 'heard' where it is and each worker looks without a bell; else why it is not:
-        'full', 'quota', or the id of what it uses and does not exist."""
-        return self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
+    def submit(
+        self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]
+    ) -> str | tuple[bool, dict[str, str]]:
+        """Whether each worker looks without a bell, and the record of the job, which is queued now.
+
+        Else why it is not: 'full', 'quota', or the id of what it uses and does not exist.
+        """
+        answer = self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
+        return answer if isinstance(answer, str) else (bool(answer[0]), _record(answer[1]))
 
     def claim(
         self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
     ) -> list[tuple[str, dict[str, str]]]:
         """The ids and records of the jobs that now run under a lease of `worker`."""
         taken = self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
-        return [(job_id, dict(zip(fields[::2], fields[1::2], strict=True))) for job_id, fields in taken]
+        return [(job_id, _record(fields)) for job_id, fields in taken]
 
     def sleep(self, queue: str, worker: str) -> bool:
         """Whether nothing waits, so that the worker may wait for a bell."""

@@ -14,5 +14,5 @@ become(id, 'queued')
 created(claim, id)
 local t = seconds(now())
 local awake = redis.call('ZCOUNT', 'flowpp:awake:' .. fields.queue, t, '+inf')
-if awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. fields.queue, t, '+inf') then return 'heard' end
-return ''
+local heard = awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. fields.queue, t, '+inf')
+return {heard and 1 or 0, redis.call('HGETALL', key(id))}
