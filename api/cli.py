@@ -102,7 +102,9 @@ def train(
         if Path(dataset).exists():
             with uploading(progress_console, dataset) as progress:
                 dataset = client.datasets.upload(Path(dataset), progress).id
-        job = client.training_jobs.create(dataset=dataset, resume_from=resume_from, **changes)
+        job = client.training_jobs.create(
+            dataset=dataset, resume_from=resume_from, model=changes["model"], training=changes["training"]
+        )
         typer.echo(job.id)
         if watch_it:
             _finish(watch(client, job.id, progress_console))

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from api import transport
 from api.client import Client, Event, Job
+from api.client.files import Report
 
 LINE_SECONDS = 5
 
@@ -60,13 +60,14 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
             elif event.type == "status" and event.data.get("attempt", 0) > 1 and event.data["status"] == "running":
                 console.print(event.data.get("message"), markup=False, highlight=False, soft_wrap=True)
             if event.type == "metrics" and figures.total is None:
-                figures.total = (client.jobs.get(job_id).progress or {}).get("total_steps")
+                progress = client.jobs.get(job_id).progress
+                figures.total = progress.total_steps if progress else None
             show(figures)
     return client.jobs.get(job_id)
 
 
 @contextmanager
-def uploading(console: Console, name: str) -> Iterator[transport.Progress | None]:
+def uploading(console: Console, name: str) -> Iterator[Report | None]:
     """A progress function for an upload, which draws a bar; None where nobody can see it."""
     if not console.is_terminal:
         yield None

@@ -99,7 +99,7 @@ def test_a_job_is_paused_resumed_and_deleted_while_it_runs(stack: Stack, client:
     assert flowpp("jobs", "pause", job, *at).stdout.strip() in ("pausing", "paused")
     until(lambda: client.jobs.get(job).status == "paused")
     assert flowpp("jobs", "resume", job, *at).stdout.strip() == "queued"
-    until(lambda: (client.jobs.get(job).progress or {}).get("step", 0) > 0)
+    until(lambda: (progress := client.jobs.get(job).progress) is not None and progress.step > 0)
     assert flowpp("jobs", "delete", job, *at).returncode == 0
     until(lambda: job not in {each.id for each in client.jobs.list()})
     gone = flowpp("jobs", "show", job, *at)
