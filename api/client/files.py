@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import httpx
@@ -21,6 +21,7 @@ Report = Callable[[int, int], None]
 """Called with bytes sent or received so far, and bytes in all."""
 
 _TAG = re.compile(r'"([\w-]{1,100})"')
+_ENTRY = re.compile(r"[A-Za-z0-9_-]+/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -154,8 +155,7 @@ def unpack(archive: Path, directory: Path) -> None:
 
 
 def _plain_name(entry: zipfile.ZipInfo) -> str:
-    parts = PurePosixPath(entry.filename).parts
-    plain = len(parts) == 2 and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", parts[1])
-    if not plain or entry.compress_type != zipfile.ZIP_STORED:
+    found = _ENTRY.fullmatch(entry.filename)
+    if found is None or entry.compress_type != zipfile.ZIP_STORED:
         raise DamagedDownload(f"{entry.filename!r} does not belong into a checkpoint's archive")
-    return parts[1]
+    return found[1]
