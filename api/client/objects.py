@@ -1,8 +1,10 @@
 """What the service answers, as the client shows it. Times are Unix seconds."""
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T", bound=BaseModel)
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -66,6 +68,7 @@ class Job(Answer):
     queue_position: int | None
     """How many jobs wait before it; none where it does not wait."""
     cancel_at: float | None = None
+    expires_at: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -131,3 +134,11 @@ class Preset(Answer):
     description: str
     model: dict[str, Any]
     training: dict[str, Any]
+
+
+class Page(Answer, Generic[T]):
+    """Of a list; the next one begins behind `last_id`."""
+
+    data: list[T]
+    last_id: str | None
+    has_more: bool

@@ -12,10 +12,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from api.client.calls import Way
-from api.client.errors import ProblemError, problem_of
+from api.client.errors import ClientError, ProblemError, problem_of
+from api.client.objects import Page
 
 LOCAL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 10
@@ -66,10 +67,10 @@ class Transport:
             await response.aclose()
 
     async def get(self, kind: type[R], path: str) -> R:
-        return kind.model_validate((await self.request("GET", path)).json())
+        return parsed(kind, await self.request("GET", path))
 
     async def post(self, kind: type[R], path: str) -> R:
-        return kind.model_validate((await self.request("POST", path)).json())
+        return parsed(kind, await self.request("POST", path))
 
     async def create(
         self, kind: type[R], path: str, *, headers: Mapping[str, str] | None = None, timeout: float = 0, **body: Any
@@ -77,19 +78,18 @@ class Transport:
         """A POST that creates, once, however often it is sent. `timeout`: more seconds than others have."""
         headers = {"Idempotency-Key": uuid.uuid4().hex, **(headers or {})}
         limits = httpx.Timeout(self.timeout + timeout, connect=CONNECT_SECONDS)
-        response = await self.request("POST", path, headers=headers, timeout=limits, **body)
-        return kind.model_validate(response.json())
+        return parsed(kind, await self.request("POST", path, headers=headers, timeout=limits, **body))
 
     async def pages(self, kind: type[R], path: str, query: Mapping[str, Any]) -> AsyncGenerator[R, None]:
         """Every object of a list, page after page."""
         params = {name: value for name, value in query.items() if value is not None}
         while True:
-            page = (await self.request("GET", path, params=params)).json()
-            for each in page["data"]:
-                yield kind.model_validate(each)
-            if not page.get("has_more"):
+            page = parsed(Page[kind], await self.request("GET", path, params=params))  # type: ignore[valid-type]
+            for each in page.data:
+                yield each
+            if not page.has_more:
                 return
-            params["after"] = page["last_id"]
+            params["after"] = page.last_id
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -150,6 +150,15 @@ def seconds_of(retry_after: str | None) -> float:
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return max(0.0, when.timestamp() - time.time())
+
+
+def parsed(kind: type[R], response: httpx.Response) -> R:
+    """Raises `ClientError` for what our service does not answer."""
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        asked = f"{response.request.method} {response.request.url}"
+        raise ClientError(f"what answers {asked} is no flowpp service, or one of another version: {error}") from error
 
 
 def _passes(problem: ProblemError) -> bool:
