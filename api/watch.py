@@ -58,16 +58,17 @@ class Figures:
         if self.total is not None and self.step > first:
             self.seconds_left = (now - began) / (self.step - first) * (self.total - self.step)
 
+    @property
+    def time_left(self) -> str:
+        return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
+
     def __str__(self) -> str:
         known = (
             ("images_per_second", "{:.0f} images/s"),
             (TRAIN, "train {:.3f}"),
             (VALIDATION, "validation {:.3f} bits/dim"),
         )
-        said = [text.format(self.metrics[name]) for name, text in known if name in self.metrics]
-        if self.seconds_left:
-            said.append(f"{timedelta(seconds=round(self.seconds_left))} left")
-        return "  ".join(said)
+        return "  ".join(text.format(self.metrics[name]) for name, text in known if name in self.metrics)
 
 
 def watch(client: Client, job_id: str, console: Console) -> Job:
@@ -107,25 +108,28 @@ class _Picture:
         self._figures = figures
         self._bar = Progress(
             TextColumn("{task.description:9}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[left]}"),
+            expand=True,
         )
-        self._task = self._bar.add_task("queued", total=None, figures="")
+        self._task = self._bar.add_task("queued", total=None, left="")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        train, validation = list(self._figures.curves[TRAIN]), list(self._figures.curves[VALIDATION])
+        figures = self._figures
+        train, validation = list(figures.curves[TRAIN]), list(figures.curves[VALIDATION])
         width, height = console.size
+        said = Text(str(figures))
         if len(train) > 1 and width >= LEAST_COLUMNS and height >= LEAST_LINES:
             yield draw(train, validation, width - 1, min(MOST_CURVE_LINES, height - 6))
-            yield Text.assemble(("  ⠒⠒ train", "cyan"), ("   • validation", "yellow"), "   bits/dim over steps")
-        figures = self._figures
+            said = Text.assemble(said, ("   ⠒⠒ train", "cyan"), ("   • validation", "yellow"))
+        yield said
         self._bar.update(
             self._task,
             description=figures.status,
             completed=figures.step,
             total=figures.total,
-            figures=str(figures),
+            left=figures.time_left,
         )
         yield self._bar
 
@@ -160,6 +164,7 @@ def _lines(console: Console, figures: Figures) -> Iterator[Callable[[], None]]:
             return
         last = figures.status, time.monotonic()
         step = f"  step {figures.step}/{figures.total or '?'}" if figures.step else ""
-        console.print(f"{figures.status}{step}  {figures}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+        said = f"{figures.status}{step}  {figures}  {figures.time_left}".rstrip()
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
 
     yield show
