@@ -2,14 +2,15 @@
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from pathlib import Path
-from typing import assert_type
 
 import httpx
 import numpy as np
 import pytest
 
-from api.client import AsyncClient, Client, Dataset, Job, ProblemError
+from api.client import AsyncClient, Client, Job, ProblemError
 from api.stack import Stack
 from flowpp.data import encode_png
 
@@ -19,7 +20,6 @@ def test_the_whole_way_awaited(stack: Stack, trained: Job, archive: Path, images
         async with AsyncClient(stack.url) as client:
             reports: list[tuple[int, int]] = []
             dataset = await client.datasets.upload(archive, lambda sent, total: reports.append((sent, total)))
-            assert_type(dataset, Dataset)
             assert reports[-1] == (archive.stat().st_size,) * 2
             events = [event async for event in client.jobs.events(trained.id)]
             assert events[-1].terminal
@@ -84,6 +84,13 @@ def test_both_clients_have_the_same_calls_with_the_same_parameters_and_words() -
                 assert getattr(one, call).__name__ == call
         assert "Raises `TimeoutError`" in (blocking.jobs.wait.__doc__ or "")
         asyncio.run(awaited.aclose())
+
+
+def test_a_type_checker_knows_what_each_call_of_both_answers_and_takes() -> None:
+    file = Path(__file__).parent / "typed_client.py"
+    command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", str(file)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parents[2])
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_no_service_is_a_transport_error_when_awaited() -> None:
