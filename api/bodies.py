@@ -1,6 +1,7 @@
 """Bodies of requests for inference: JSON, or a form whose files are images."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
 
 MAX_JSON_BYTES = 2**16
+
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
@@ -42,7 +45,7 @@ async def submit(creation: Creation, kind: type[Wanted], submit: Submit[Wanted])
         settings = service.settings
 
         def with_images(form: Upload) -> Job:
-            wanted = _parsed(kind, dict(form.fields))
+            wanted = _parsed(kind, _values(form))
             service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
             return _submit_once(creation, submit, wanted, [(name, path.read_bytes()) for name, path in form.files])
 
@@ -63,7 +66,10 @@ def _submit_once(
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:
-    """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images."""
+    """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images.
+
+    A form takes metadata, too, in fields of their own: `metadata[name]`.
+    """
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
     images = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": files}
@@ -104,6 +110,17 @@ async def _json(request: Request) -> Any:
     except ValueError as error:
         where = {"type": "json_invalid", "loc": ("body",), "msg": f"the body is not JSON: {error}", "input": None}
         raise RequestValidationError([where]) from error
+
+
+def _values(form: Upload) -> dict[str, Any]:
+    """Its fields, with those called `metadata[name]` under `metadata`."""
+    values: dict[str, Any] = {}
+    for name, value in form.fields.items():
+        if found := _METADATA.fullmatch(name):
+            values.setdefault("metadata", {})[found[1]] = value
+        else:
+            values[name] = value
+    return values
 
 
 def _parsed(kind: type[Wanted], values: Any) -> Wanted:
