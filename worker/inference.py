@@ -118,6 +118,9 @@ class Inference:
         model = self._model(works)
         kind = WORK[works[0].job.type]
         rows = _shares(works, max(1, self._batch_size // _samples(works[0])))
+        for work, _ in rows:
+            if not work.rows:
+                work.pace.at(0)
         results = kind.compute(model, rows, self._batch_size)
         for (work, _), row in zip(rows, results, strict=True):
             work.rows.append(row)
@@ -157,7 +160,7 @@ class Inference:
             if status is None:
                 log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
         for work in [work for work in works if work.left]:
-            self._progress(work.job, Progress.at(len(work.rows), work.count), lease)
+            self._progress(work.job, work.pace.at(len(work.rows)), lease)
 
     def _progress(self, job: Job, progress: Progress, lease: Lease) -> None:
         try:

@@ -322,7 +322,7 @@ def test_logs_progress_attempts_and_the_error_are_told(http: httpx.Client, servi
     assert attempt["ended_at"] >= attempt["started_at"]
     record = http.get(f"/v1/jobs/{job}").json()
     assert record["error"] == {"code": "nan_loss", "message": "at step 11 the loss was nan"}
-    assert record["progress"] == {"step": 10, "total_steps": 20, "percent_done": 50}
+    assert record["progress"] == {"step": 10, "total_steps": 20, "percent_done": 50, "estimated_finish_at": None}
 
 
 def test_artifacts_are_listed_and_served_with_type_etag_and_range(
