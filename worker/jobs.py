@@ -179,8 +179,8 @@ class Jobs:
         if answer == "quota":
             raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
         if answer not in ("", "heard"):
-            kind = "dataset" if answer.startswith("ds_") else "checkpoint"
-            raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
+            code = "dataset_not_found" if answer.startswith("ds_") else "checkpoint_not_found"
+            raise NotFound(code, f"there is no {code.removesuffix('_not_found')} {answer}")
         return self.get(new.id), answer != "heard"
 
     def get(self, job_id: str, owner: str | None = None) -> Job:

@@ -82,6 +82,7 @@ class Service:
         if dataset.num_images == dataset.num_validation:
             raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
         plan = _plan_training(request, dataset)
+        _check_batch(TrainingConfig(**plan["training"]), dataset)
         if plan["training"]["num_processes"] > self.settings.max_processes:
             most = self.settings.max_processes
             raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
@@ -339,6 +340,14 @@ def _plan_training(request: TrainingRequest, dataset: Dataset) -> dict[str, Any]
     except ValidationError as error:
         raise Invalid("invalid_configuration", describe(error), "training") from error
     return {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
+
+def _check_batch(training: TrainingConfig, dataset: Dataset) -> None:
+    """Raises `Invalid` where a batch would hold images more than once."""
+    most = dataset.num_images - dataset.num_validation
+    if training.batch_size > most:
+        message = f"a batch of {training.batch_size:,} images is more than the {most:,} training images of {dataset.id}"
+        raise Invalid("batch_larger_than_dataset", f"{message}; choose {most:,} or less", "training.batch_size")
 
 
 def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint) -> None:
