@@ -13,6 +13,7 @@ from api.routes import (
     artifacts,
     checkpoints,
     datasets,
+    errors,
     health,
     jobs,
     likelihood_jobs,
@@ -30,7 +31,7 @@ Train Flow++ models on your images, ask for the bits/dim of images, draw samples
 
 Upload a dataset, start a training job on it, follow its events, then name the job (meaning its best checkpoint) or a
 checkpoint as `model` of likelihood and sampling jobs. Lists come in pages: `after` the `last_id` while `has_more`.
-Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+Errors are `application/problem+json` (RFC 9457) with a stable `code`: [all of them](/docs/errors).
 """
 
 
@@ -60,5 +61,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
+    app.include_router(errors.router)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

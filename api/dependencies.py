@@ -1,9 +1,8 @@
 """What endpoints depend on, as types."""
 
-import re
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from worker.datasets import Dataset
 from worker.finished import Finished
@@ -53,19 +52,3 @@ JobOf = Annotated[Job, Depends(_job)]
 
 DatasetOf = Annotated[Dataset, Depends(_dataset)]
 CheckpointOf = Annotated[Checkpoint, Depends(_checkpoint)]
-
-MAX_WAIT_SECONDS = 60
-
-_WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])")
-
-
-async def _wait_seconds(
-    prefer: Annotated[
-        str | None, Header(description="`wait=N`: answer 200 with the result if it comes within N <= 60 seconds.")
-    ] = None,
-) -> int:
-    found = _WAIT.search(prefer or "")
-    return min(MAX_WAIT_SECONDS, int(found.group(1))) if found else 0
-
-
-WaitSeconds = Annotated[int, Depends(_wait_seconds)]

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from api.errors import uri_of
 from flowpp.data import BadImages
 from worker.connection import UNREACHABLE
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
@@ -30,11 +31,11 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 has it."""
 
-    type: str = "about:blank"
+    type: str = Field(description="Leads to what is said of the code.", examples=[uri_of("invalid_request")])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
     detail: str = Field(description="A sentence: what was wrong, where, and what would be right.")
-    code: str = Field(description="Stable, for programs.", examples=["invalid_request"])
+    code: str = Field(description="Stable, for programs; /docs/errors lists all.", examples=["invalid_request"])
     instance: str = Field(description="The path of the request.")
     errors: list[FieldProblem] = []
 
@@ -63,6 +64,7 @@ def problem(
 ) -> JSONResponse:
     """The response for one problem."""
     content = Problem(
+        type=uri_of(code),
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,

@@ -255,4 +255,5 @@ def _is_junk(name: str) -> bool:
 
 
 def _too_many(what: str, most: int) -> BadImages:
-    return BadImages(f"too_many_{what}", f"has more than the {most:,} {what} that are accepted")
+    code = "too_many_files" if what == "files" else "too_many_entries"
+    return BadImages(code, f"has more than the {most:,} {what} that are accepted")

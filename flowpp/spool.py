@@ -1,5 +1,8 @@
 """Images gathered from many files into one temporary file, and the order in which a set holds them."""
 
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
@@ -12,6 +15,9 @@ from flowpp.images import BadImages, Limits, shortened
 _ROLES = {"train": "training", "training": "training", "validation": "validation", "val": "validation", "test": "test"}
 _DEFAULT_FRACTION = 0.1
 _SPLIT_SEED = 0
+
+PIECE_BYTES = 2**22
+"""Read and hashed at a time, about."""
 
 
 @dataclass
@@ -58,12 +64,24 @@ class Spool:
             raise BadImages("too_large", f"the decoded images have more than the {most:,} bytes that are accepted")
         self._file.write(np.ascontiguousarray(images).data)
 
-    def images(self) -> np.ndarray:
-        """All images as they came, a memory map, uint8 [N, H, W, C]."""
+    def form(self) -> tuple[int, ...]:
+        """(H, W, C) of all images. Raises `BadImages` where there are none."""
         if not self._count:
             raise BadImages("no_images", "there are no images in it")
+        return self._form
+
+    def read(self, order: np.ndarray) -> Iterator[bytes]:
+        """The pixels of the images of these numbers, some megabytes at a time.
+
+        They are read, and not mapped: pages of a mapped file count as memory of the process, and stay.
+        """
         self._file.flush()
-        return np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._form))
+        size = math.prod(self._form)
+        length = max(1, PIECE_BYTES // size)
+        for start in range(0, len(order), length):
+            numbers = order[start : start + length]
+            runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)  # each is in one place
+            yield b"".join(os.pread(self._file.fileno(), len(run) * size, int(run[0]) * size) for run in runs)
 
 
 def check_form(name: str, form: tuple[int, ...], first: str, first_form: tuple[int, ...]) -> None:

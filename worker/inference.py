@@ -122,6 +122,9 @@ class Inference:
         model = self._model(works)
         kind = WORK[works[0].job.type]
         rows = _shares(works, max(1, self._batch_size // _samples(works[0])))
+        for work, _ in rows:
+            if not work.rows:
+                work.pace.at(0)
         with _threads(few=all(_size(work) <= self._batch_size for work in works)):
             computed = kind.compute(model, rows, self._batch_size)
         for (work, _), row in zip(rows, computed, strict=True):

@@ -21,11 +21,8 @@ class Reached(NamedTuple):
     """How far a work is after a batch: the next one may have taken it further when it is told."""
 
     work: Work
-    rows: int
-
-    @property
-    def done(self) -> bool:
-        return self.rows == self.work.count
+    progress: Progress
+    done: bool
 
 
 class Results:
@@ -43,7 +40,7 @@ class Results:
     def tell(self, works: Sequence[Work], model: FlowPP) -> None:
         """Begins to tell the results of works that are done, and the progress of the others."""
         self.settle()
-        reached = [Reached(work, len(work.rows)) for work in works]
+        reached = [Reached(work, work.pace.at(len(work.rows)), not work.left) for work in works]
         self._telling = self._thread.submit(self._tell, reached, model)
 
     def settle(self) -> None:
@@ -80,9 +77,9 @@ class Results:
     def _tell(self, reached: Sequence[Reached], model: FlowPP) -> None:
         """A result that cannot be written fails its own job alone."""
         done = []
-        for work in [each.work for each in reached if each.done]:
+        for work, progress, _ in [each for each in reached if each.done]:
             try:
-                done.append((work.job, *self._written(work, model), Progress.at(work.count, work.count)))
+                done.append((work.job, *self._written(work, model), progress))
             except Exception as error:
                 log.exception("the result of job %s cannot be written", work.job.id)
                 self.fail(work.job, error)
@@ -93,7 +90,7 @@ class Results:
                 log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
         for each in reached:
             if not each.done:
-                self._progress(each.work.job, Progress.at(each.rows, each.work.count))
+                self._progress(each.work.job, each.progress)
 
     def _progress(self, job: Job, progress: Progress) -> None:
         try:

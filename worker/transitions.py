@@ -10,6 +10,8 @@ flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
 flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
+flowpp:deadlines             sorted set of the ids of unfinished jobs by when they are cancelled
+flowpp:expiring              sorted set of the ids of finished jobs by when they are deleted
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
@@ -28,6 +30,9 @@ from redis import Redis
 MAX_EVENTS = 100_000
 """Events kept of a job, about; the oldest give way."""
 
+RESULT_TTL_SECONDS = 7 * 86_400
+"""For so long the results of likelihood and sampling jobs are kept."""
+
 
 def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
@@ -45,8 +50,9 @@ def _record(fields: Sequence[str]) -> dict[str, str]:
 class Transitions:
     """The scripts of one Redis server. Those for workers answer None where the attempt is stale."""
 
-    def __init__(self, redis: Redis) -> None:
-        prelude = f"local MAX_EVENTS = {MAX_EVENTS}\n" + _source("prelude")
+    def __init__(self, redis: Redis, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> None:
+        constants = f"local MAX_EVENTS, RESULT_TTL = {MAX_EVENTS}, {result_ttl_seconds}\n"
+        prelude = constants + _source("prelude")
 
         def script(name: str) -> Any:
             return redis.register_script(prelude + _source(name))
@@ -60,6 +66,7 @@ class Transitions:
         self._append = script("append")
         self._end = script("end")
         self._reap = script("reap")
+        self._cancel_due = script("cancel_due")
         self._register = script("register")
         self._unregister = script("unregister")
         self._asked = {
@@ -115,6 +122,10 @@ class Transitions:
     def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""
         return self._reap(args=[lease_seconds, int(may_end)])
+
+    def cancel_due(self) -> list[str]:
+        """The ids of the jobs whose time to be cancelled has come: they are so now, or cancelling."""
+        return self._cancel_due()
 
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""

@@ -23,6 +23,7 @@ from flowpp.sampling import (
 )
 from flowpp.seeds import seed_of
 from worker.jobs import Job
+from worker.pace import Pace
 from worker.record_images import from_record
 from worker.service import Service
 
@@ -38,6 +39,7 @@ class Work(ABC):
         self.count: int = job.plan["num_images"]
         self.seed: int = job.request["seed"]
         self.rows: list[Any] = []
+        self.pace = Pace(self.count)
         self.cold_start_seconds = 0.0
 
     @property

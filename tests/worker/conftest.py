@@ -1,6 +1,7 @@
 """What the tests of the worker's room share: a Redis server, and services over it, each with a store of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,11 @@ class Submit:
         max_queued: int = 1_000,
         owner: str = "local",
         max_jobs: int = 1_000,
+        total_steps: int | None = None,
+        cancel_after: int | None = None,
     ) -> Job:
         new = NewJob(new_job_id(), type, {"of": "this test"}, {}, metadata or {}, uses, group, size, owner)
+        new = replace(new, total_steps=total_steps, cancel_after=cancel_after)
         return self._jobs.submit(new, max_queued, max_jobs)[0]
 
 

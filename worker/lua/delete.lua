@@ -1,6 +1,9 @@
 local id = ARGV[1]
 local status = get(id, 'status')
-if status == '' then return 'missing' end
+if status == '' then
+  redis.call('ZREM', 'flowpp:expiring', id)
+  return 'missing'
+end
 local checkpoints = redis.call('SMEMBERS', key(id) .. ':checkpoints')
 for _, checkpoint in ipairs(checkpoints) do
   if redis.call('SCARD', 'flowpp:uses:' .. checkpoint) > 0 then return 'refused in_use' end
@@ -12,6 +15,7 @@ end
 if not TERMINAL[status] then become(id, 'cancelled') end
 for _, checkpoint in ipairs(checkpoints) do remove('checkpoint', checkpoint) end
 redis.call('SREM', 'flowpp:deleting', id)
+redis.call('ZREM', 'flowpp:expiring', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)

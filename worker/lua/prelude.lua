@@ -1,4 +1,4 @@
--- Before each script. MAX_EVENTS is set by worker/transitions.py.
+-- Before each script. MAX_EVENTS and RESULT_TTL (seconds) are set by worker/transitions.py.
 
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, pausing = true, cancelling = true}
@@ -76,18 +76,33 @@ local function take_turn(id, queue)
   set(id, 'turn', string.format('%.0f', turn))
 end
 
+-- Of an attempt that has ended, or of none yet.
+local function forget_estimate(id)
+  local written = get(id, 'progress')
+  if written == '' then return end
+  local progress = cjson.decode(written)
+  progress.estimated_finish_at = nil
+  set(id, 'progress', cjson.encode(progress))
+end
+
 -- The one place where a status changes.
 local function become(id, status, data)
   local queue, t = get(id, 'queue'), now()
   redis.call('ZREM', 'flowpp:queued:' .. queue, id)
   redis.call('ZREM', 'flowpp:leases', id)
   set(id, 'status', status)
+  forget_estimate(id)
   if status == 'queued' then
     if get(id, 'turn') == '' then take_turn(id, queue) end
     redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
     redis.call('PUBLISH', 'flowpp:finished', id)
+    redis.call('ZREM', 'flowpp:deadlines', id)
+    if get(id, 'type') ~= 'training' then
+      set(id, 'expires_at', seconds(t + RESULT_TTL))
+      redis.call('ZADD', 'flowpp:expiring', seconds(t + RESULT_TTL), id)
+    end
     redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
     for resource in string.gmatch(get(id, 'uses'), '%S+') do
       redis.call('SREM', 'flowpp:uses:' .. resource, id)
@@ -100,9 +115,9 @@ local function become(id, status, data)
 end
 
 -- A job keeps its lease while it is asked to stop.
-local function wish(id, status)
+local function wish(id, status, message)
   set(id, 'status', status)
-  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt'))}))
+  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt')), message = message}))
   return status
 end
 
@@ -112,7 +127,8 @@ local function settle(id, outcome, code, message)
   local data = {message = message}
   if code ~= '' then data.code = code end
   if status == 'cancelling' then
-    data.message = 'cancelled'
+    data.message = get(id, 'cancelled_by')
+    if data.message == '' then data.message = 'cancelled' end
     return become(id, 'cancelled', data)
   end
   if outcome == 'succeeded' then return become(id, 'succeeded') end

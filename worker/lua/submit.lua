@@ -6,9 +6,16 @@ for resource in string.gmatch(fields.uses, '%S+') do
   if redis.call('EXISTS', 'flowpp:' .. kind_of(resource) .. ':' .. resource) == 0 then return resource end
 end
 for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
+local cancel_after = tonumber(fields.cancel_after)
+fields.cancel_after = nil
 for name, value in pairs(fields) do set(id, name, value) end
 local sequence = redis.call('INCR', 'flowpp:sequence')
 set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
+if cancel_after then
+  local due = seconds(now() + cancel_after)
+  set(id, 'cancel_at', due)
+  redis.call('ZADD', 'flowpp:deadlines', due, id)
+end
 index_job(id)
 become(id, 'queued')
 created(claim, id)
