@@ -5,6 +5,7 @@ them, each time it is resolved, and the connection is made to an address that wa
 """
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -17,6 +18,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolve: TypeAlias = Callable[[str], Sequence[str]]
 """The addresses of a name. Raises `OSError`."""
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")  # a name or IPv4 address, or an IPv6 one
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -39,8 +42,10 @@ def parse(url: str) -> httpx.URL:
         raise _invalid("the URL may hold no user and password; a receiver knows us by the signature")
     if "#" in url:
         raise _invalid("the URL may have no fragment (#...), which is never sent")
-    if parsed.port == 0:
-        raise _invalid("nobody listens on port 0")
+    if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+        raise _invalid(f"{parsed.port} is no port; ports are from 1 to 65535")
+    if not _HOST.fullmatch(parsed.raw_host.decode("ascii")):
+        raise _invalid(f"{parsed.host[:255]!r} is no host")
     return parsed
 
 
@@ -56,7 +61,7 @@ class Addresses:
 
         Raises `Invalid`: `unresolvable_host`, and `private_address` if any of them may not be connected to.
         """
-        host = url.raw_host.decode("ascii").strip("[]")
+        host = url.raw_host.decode("ascii")
         try:
             found = [ipaddress.ip_address(text.partition("%")[0]) for text in self._resolve(host)]
         except (OSError, UnicodeError) as error:
