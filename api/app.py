@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import problems
+from api.addresses import Addresses
 from api.auth import BEARER, Identification
 from api.routes import (
     artifacts,
@@ -20,7 +21,9 @@ from api.routes import (
     presets,
     sampling_jobs,
     training_jobs,
+    webhooks,
 )
+from api.webhooks import Sender
 from worker.finished import Finished
 from worker.reaper import Reaper
 from worker.service import Service
@@ -39,11 +42,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
     service = Service(settings or Settings())
     finished = Finished(service.settings.redis_url)
+    sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with service, Reaper(service):
-            async with finished.listening():
+            async with finished.listening(), sender.sending():
                 yield
 
     app = FastAPIOffline(  # /docs without a CDN
@@ -58,7 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.finished = finished
     problems.install(app)
     app.add_middleware(Identification, settings=service.settings)
-    for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
+    resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
+    for module in (*resources, webhooks):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
     app.include_router(errors.router)

@@ -10,6 +10,7 @@ from worker.jobs import Job
 from worker.keys import Caller
 from worker.models import Checkpoint
 from worker.service import Service
+from worker.webhooks import Webhook
 
 
 # What needs no Redis is async: FastAPI would send it to a thread, which takes longer than it does.
@@ -47,8 +48,13 @@ def _checkpoint(checkpoint_id: str, service: ServiceOf, caller: CallerOf) -> Che
     return service.checkpoints.get(checkpoint_id, caller.sees)
 
 
+def _webhook(webhook_id: str, service: ServiceOf, caller: CallerOf) -> Webhook:
+    return service.webhooks.get(webhook_id, caller.sees)
+
+
 JobOf = Annotated[Job, Depends(_job)]
-"""The job of the path, if the caller may see it; else 404. The other two alike."""
+"""The job of the path, if the caller may see it; else 404. The others alike."""
 
 DatasetOf = Annotated[Dataset, Depends(_dataset)]
 CheckpointOf = Annotated[Checkpoint, Depends(_checkpoint)]
+WebhookOf = Annotated[Webhook, Depends(_webhook)]

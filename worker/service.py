@@ -30,6 +30,7 @@ from worker.record_images import MOST_IN_RECORD_BYTES, in_record
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.settings import Settings
+from worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Service:
         self.datasets = Datasets(self.redis, self.store, cache)
         self.checkpoints = Checkpoints(self.redis, self.store, cache)
         self.keys = Keys(self.redis, self.store)
+        self.webhooks = Webhooks(self.redis, self.store)
         self.idempotency = Idempotency(self.redis)
         self.celery = celery(settings.redis_url)
         self.bells = Doorbells(self.celery)

@@ -3,9 +3,10 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpp.data import Limits
 
@@ -61,8 +62,18 @@ class Settings(BaseSettings):
         7 * 86_400, ge=60, description="So long after its end a likelihood or sampling job is deleted with its results."
     )
 
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="Private networks that webhooks may point into, as 10.0.0.0/8, with commas between.",
+    )
+
     model_cache_bytes: int = Field(2048 * MiB, ge=0, description="Warm models' parameters in an inference worker.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images a forward pass in the inference worker.")
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
     def store_url(self) -> str:

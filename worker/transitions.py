@@ -33,6 +33,14 @@ MAX_EVENTS = 100_000
 RESULT_TTL_SECONDS = 7 * 86_400
 """For so long the results of likelihood and sampling jobs are kept."""
 
+_WEBHOOK_LIMITS = {
+    "MAX_WAITING": 10_000,  # deliveries of a webhook; events beyond are dropped, and counted
+    "MAX_ENDED": 100,  # deliveries of a webhook that are over and still shown
+    "MAX_AT_ONCE": 2,  # deliveries of a webhook, by all processes together
+    "MAX_RESULT": 4_096,  # bytes of a job's result that a delivery carries
+    "MAX_FAILING": 5 * 86_400,  # seconds of nothing but failures
+}
+
 
 def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
@@ -47,15 +55,19 @@ def _record(fields: Sequence[str]) -> dict[str, str]:
     return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
+def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> Any:
+    """A script of worker/lua, behind what all of them share."""
+    limits = {"MAX_EVENTS": MAX_EVENTS, "RESULT_TTL": result_ttl_seconds, **_WEBHOOK_LIMITS}
+    constants = "".join(f"local {constant} = {value}\n" for constant, value in limits.items())
+    return redis.register_script(constants + _source("prelude") + _source("webhooks") + _source(name))
+
+
 class Transitions:
     """The scripts of one Redis server. Those for workers answer None where the attempt is stale."""
 
     def __init__(self, redis: Redis, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> None:
-        constants = f"local MAX_EVENTS, RESULT_TTL = {MAX_EVENTS}, {result_ttl_seconds}\n"
-        prelude = constants + _source("prelude")
-
         def script(name: str) -> Any:
-            return redis.register_script(prelude + _source(name))
+            return load_script(redis, name, result_ttl_seconds)
 
         self._submit = script("submit")
         self._redis: Any = redis  # its annotations do not know of decode_responses
@@ -132,10 +144,11 @@ class Transitions:
         return self._asked[transition](args=[job_id])
 
     def register(
-        self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0, claim: str = ""
+        self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0, claim: str = "", most: int = 0
     ) -> bool:
-        """Whether the record was written: one of a job only where the attempt is current."""
-        return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim]))
+        """Whether the record was written: one of a job only where the attempt is current, and not beyond the `most`
+        that its owner may have of the kind, if that is given."""
+        return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim, most]))
 
     def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
         """'deleted', 'missing' or 'in_use'."""

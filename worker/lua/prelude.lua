@@ -1,4 +1,4 @@
--- Before each script. MAX_EVENTS and RESULT_TTL (seconds) are set by worker/transitions.py.
+-- Before each script. What is written in capitals is set here or by worker/transitions.py.
 
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, pausing = true, cancelling = true}
@@ -13,8 +13,12 @@ local function key(id) return 'flowpp:job:' .. id end
 local function get(id, field) return redis.call('HGET', key(id), field) or '' end
 local function set(id, ...) redis.call('HSET', key(id), ...) end
 
+local notify -- in webhooks.lua
+
 local function emit(id, kind, data)
-  return redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+  local event = redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+  if kind == 'status' or kind == 'checkpoint' then notify(id, kind, data, event) end
+  return event
 end
 
 -- The attempt that writes is the one that holds the job: else its writes are refused.
