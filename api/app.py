@@ -22,6 +22,7 @@ from api.routes import (
 )
 from worker.finished import Finished
 from worker.reaper import Reaper
+from worker.recorder import Recorder
 from worker.service import Service
 from worker.settings import Settings
 
@@ -41,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with service, Reaper(service):
+        with service, Reaper(service), Recorder(service):
             async with finished.listening():
                 yield
 

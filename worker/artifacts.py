@@ -5,17 +5,18 @@ first: what has no manifest does not exist.
 """
 
 import hashlib
+import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from flowpp.checkpoint import StoredFile
 from flowpp.config import Frozen
@@ -43,7 +44,21 @@ class Manifest(Frozen):
     format: Literal[1] = 1
     created_at: float = Field(description="Unix seconds.")
     record: dict[str, Any] = Field({})
+    record_sha256: str = Field("", description="Of the record as JSON with sorted keys; empty: an older one.")
     files: dict[str, StoredFile]
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the record is another than was written."""
+        return bool(self.record_sha256) and self.record_sha256 != _sha256(self.record)
+
+
+class Listed(NamedTuple):
+    """A file in the store: its name within the folder that was listed, and when the store says it was written."""
+
+    name: str
+    bytes: int
+    modified_at: float
 
 
 class ArtifactStore:
@@ -65,16 +80,22 @@ class ArtifactStore:
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             name = (Path(below) / path.relative_to(source)).as_posix()
             files[name] = self._put_file(path, self._path(prefix, name))
-        manifest = Manifest(created_at=time.time(), record=record or {}, files=files)
+        record = record or {}
+        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
         self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(prefix, MANIFEST))
         return manifest
 
     def manifest(self, prefix: str) -> Manifest:
-        """Raises `NotFound`."""
+        """Raises `NotFound`, and `DamagedArtifact` where it is not what was written."""
         try:
-            return Manifest.model_validate_json(self._fs.cat_file(self._path(prefix, MANIFEST)))
+            manifest = Manifest.model_validate_json(self._fs.cat_file(self._path(prefix, MANIFEST)))
         except FileNotFoundError as error:
             raise NotFound("artifact_not_found", f"nothing is stored as {prefix}") from error
+        except ValidationError as error:
+            raise DamagedArtifact(f"{prefix}/{MANIFEST} is no manifest: {error}") from error
+        if manifest.damaged:
+            raise DamagedArtifact(f"the record in {prefix}/{MANIFEST} has another sha256 than it says")
+        return manifest
 
     def open(self, prefix: str, name: str) -> IO[bytes]:
         """A stored file to read and seek in. Raises `NotFound`, also for what is no name."""
@@ -121,6 +142,13 @@ class ArtifactStore:
             with self._fs.open(self._path(prefix, name), "rb") as source:
                 if _copy(source, None) != stored:
                     raise DamagedArtifact(f"{prefix}/{name} has another size or sha256 than its {MANIFEST} says")
+
+    def listing(self, folder: str) -> list[Listed]:
+        """All files below `folder`, at any depth, also those of which no manifest tells."""
+        path = self._path(folder)
+        found = self._fs.find(path, detail=True) if self._fs.exists(path) else {}
+        start = len(path) + 1
+        return [Listed(name[start:], file["size"], _modified_at(file)) for name, file in sorted(found.items())]
 
     def delete(self, prefix: str) -> None:
         """Removes all below `prefix`, of which there may be nothing."""
@@ -175,6 +203,17 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _modified_at(file: Mapping[str, Any]) -> float:
+    """Unix seconds, by what fsspec says of a file: on a local disk, in S3, in memory."""
+    if "mtime" in file:
+        return float(file["mtime"])
+    return float((file.get("LastModified") or file["created"]).timestamp())
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _copy(source: Any, target: Any, check: Callable[[], None] = no_check) -> StoredFile:
