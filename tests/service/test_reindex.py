@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ class Visitor:
             time.sleep(0.05)
         return now
 
-    def has_told(self, job: dict[str, Any], type: str) -> None:
+    def has_checkpoint(self, job: dict[str, Any]) -> None:
+        """Returns when it has."""
         deadline = time.monotonic() + 60
-        while type not in self.http.get(f"/v1/jobs/{job['id']}/events", params={"limit": 1000}).text:
+        while not self.http.get("/v1/checkpoints", params={"job": job["id"]}).json()["data"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -93,7 +95,7 @@ class Visitor:
             for artifact in self.http.get(place.removesuffix("/{name}")).json()["data"]:
                 self._visit(artifact["url"], found)
             return
-        orders = [{}, {"order": "asc", "limit": 1000}] if place.count("/") == 2 else [{}]
+        orders = [{}, {"order": "asc", "limit": 100}] if place.count("/") == 2 else [{}]
         for parameters in orders:
             answer = self.http.get(place, params=parameters)
             found[str(answer.url.raw_path)] = answer.status_code, answer.content
@@ -112,6 +114,21 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     yield start
     for stack in started:
         stack.stop()
+
+
+Visit = Callable[[Stack, str], Visitor]
+
+
+@pytest.fixture
+def visit() -> Iterator[Visit]:
+    with ExitStack() as stack:
+
+        def visit(service: Stack, token: str) -> Visitor:
+            visitor = Visitor(service, token)
+            stack.enter_context(visitor.http)
+            return visitor
+
+        yield visit
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +153,11 @@ def lose_redis(data: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
-    start: Callable[[], Stack], images: np.ndarray
+    start: Callable[[], Stack], visit: Visit, images: np.ndarray
 ) -> None:
     stack = start()
-    alice = Visitor(stack, alices := key(stack.data, "alice", "submit"))
-    admin = Visitor(stack, admins := key(stack.data, "root", "admin"))
+    alice = visit(stack, alices := key(stack.data, "alice", "submit"))
+    admin = visit(stack, admins := key(stack.data, "root", "admin"))
     dataset, other, damaged = alice.dataset(images), admin.dataset(images[:20]), alice.dataset(images[:30])
     (file,) = (stack.data / "store" / "datasets" / damaged["id"]).rglob("*.npy")
     file.write_bytes(file.read_bytes()[:-1])
@@ -150,13 +167,13 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     admin.job("training", dataset=other["id"], model=TINY)
     assert alice.is_now(trained, "succeeded", "failed")["status"] == "succeeded"
     assert alice.is_now(failed, "succeeded", "failed")["status"] == "failed"
-    endless = {"model": TINY, "training": {"steps": ENDLESS, "checkpoint_every": 10, "keep_checkpoints": 2}}
+    endless = {"model": TINY, "training": {"steps": ENDLESS, "checkpoint_every": 100, "keep_checkpoints": 2}}
     paused = alice.job("training", dataset=dataset["id"], **endless)
-    alice.has_told(paused, "checkpoint")
+    alice.has_checkpoint(paused)
     alice.http.post(f"/v1/jobs/{paused['id']}/pause")
     alice.is_now(paused, "paused")
     cancelled = alice.job("training", dataset=dataset["id"], **endless)
-    alice.has_told(cancelled, "checkpoint")
+    alice.has_checkpoint(cancelled)
     alice.http.post(f"/v1/jobs/{cancelled['id']}/cancel")
     alice.is_now(cancelled, "cancelled")
     resting = alice.job("training", dataset=dataset["id"], **endless)
@@ -192,7 +209,7 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     assert json.loads(rebuilt.stdout)["damaged"] == []
     assert flowpp("reindex", "--data", stack.data).returncode == 2
     stack = start()
-    alice, admin = Visitor(stack, alices), Visitor(stack, admins)
+    alice, admin = visit(stack, alices), visit(stack, admins)
     assert alice.all_there_is() == before
     assert admin.all_there_is() == admins_before
     assert flowpp("keys", "list", "--json", "--data", stack.data).stdout == lists
@@ -203,7 +220,7 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
         headers={"Accept": "text/event-stream", "Last-Event-ID": events["last_id"]},
     ).text
     ids = [line.removeprefix("id: ") for line in stream.splitlines() if line.startswith("id: ")]
-    rest = alice.http.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 1000, "after": events["last_id"]})
+    rest = alice.http.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 100, "after": events["last_id"]})
     assert ids == [event["id"] for event in rest.json()["data"]]
 
     assert alice.http.post(f"/v1/jobs/{paused['id']}/resume").status_code == 200
@@ -217,15 +234,15 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
 
 @pytest.mark.timeout(300)
 def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
-    start: Callable[[], Stack], images: np.ndarray
+    start: Callable[[], Stack], visit: Visit, images: np.ndarray
 ) -> None:
     stack = start()
-    alice = Visitor(stack, token := key(stack.data, "alice", "submit"))
+    alice = visit(stack, token := key(stack.data, "alice", "submit"))
     dataset = alice.dataset(images)
     recipe = {"steps": 400, "checkpoint_every": 20}
     running = alice.job("training", dataset=dataset["id"], model=TINY, training=recipe)
     waiting = alice.job("training", dataset=dataset["id"], model=TINY)
-    alice.has_told(running, "checkpoint")
+    alice.has_checkpoint(running)
     wait_until_recorded(stack.data)
     for name in ("redis", "api", "training", "inference"):
         stack.children[name].kill()
@@ -244,7 +261,7 @@ def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
         last = service.events.page(job.id, limit=1000).data[-1].data
         assert last == {"status": "queued", "attempt": 1, "message": "Redis was lost while a worker held the job"}
     stack = start()
-    alice = Visitor(stack, token)
+    alice = visit(stack, token)
     assert alice.is_now(running, "succeeded", "failed", seconds=120)["status"] == "succeeded"
     steps = alice.http.get(f"/v1/jobs/{running['id']}/metrics").json()["columns"]["step"]
     assert steps == list(range(1, 401))
