@@ -9,11 +9,9 @@ the second, since from the first it would go on.
 import json
 import logging
 import secrets
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 from worker.connection import UNREACHABLE
@@ -94,9 +92,8 @@ class Recorder:
         changed = fields.get("changed", marked)
         if fields:
             fields.pop("recorded", None)
-            with tempfile.TemporaryDirectory() as empty:
-                record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
-                self._service.store.put(place(job_id, changed), Path(empty), record)
+            record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
+            self._service.store.put_record(place(job_id, changed), record)
         outdated = self._scripts.recorded(job_id, changed)
         if outdated == "missing":  # it was deleted, maybe since we have read it
             self._service.store.delete(f"jobs/{job_id}")

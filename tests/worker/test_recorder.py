@@ -54,14 +54,14 @@ def test_a_checkpoint_makes_the_record_be_written_again_and_metrics_alone_do_not
 def test_a_change_while_a_job_is_stored_is_stored_next(
     service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder, job, put = Recorder(service), submit(), service.store.put
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
 
     def cancelled_meanwhile(*arguments: object) -> object:
         monkeypatch.undo()
         service.jobs.cancel(job.id)
         return put(*arguments)
 
-    monkeypatch.setattr(service.store, "put", cancelled_meanwhile)
+    monkeypatch.setattr(service.store, "put_record", cancelled_meanwhile)
     recorder.record()
     assert statuses(service, job.id) == ["queued"]
     assert recorder.record() == 1
@@ -71,7 +71,7 @@ def test_a_change_while_a_job_is_stored_is_stored_next(
 def test_one_who_is_late_takes_nothing_newer_away(
     service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder, job, put = Recorder(service), submit(), service.store.put
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
 
     def overtaken(*arguments: object) -> object:
         monkeypatch.undo()
@@ -79,7 +79,7 @@ def test_one_who_is_late_takes_nothing_newer_away(
         assert Recorder(service).record() == 1
         return put(*arguments)
 
-    monkeypatch.setattr(service.store, "put", overtaken)
+    monkeypatch.setattr(service.store, "put_record", overtaken)
     recorder.record()
     assert statuses(service, job.id) == ["queued", "cancelled"]
     assert recorder.record() == 0
@@ -88,14 +88,14 @@ def test_one_who_is_late_takes_nothing_newer_away(
 def test_a_job_deleted_while_it_is_stored_does_not_come_back(
     service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder, job, put = Recorder(service), submit(), service.store.put
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
 
     def deleted_meanwhile(*arguments: object) -> object:
         monkeypatch.undo()
         assert service.delete_job(job.id)
         return put(*arguments)
 
-    monkeypatch.setattr(service.store, "put", deleted_meanwhile)
+    monkeypatch.setattr(service.store, "put_record", deleted_meanwhile)
     recorder.record()
     assert records(service, job.id) == []
     recorder.record()
