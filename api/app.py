@@ -26,6 +26,7 @@ from api.routes import (
 from api.webhooks import Sender
 from worker.finished import Finished
 from worker.reaper import Reaper
+from worker.recorder import Recorder
 from worker.service import Service
 from worker.settings import Settings
 
@@ -46,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with service, Reaper(service):
+        with service, Reaper(service), Recorder(service):
             async with finished.listening(), sender.sending():
                 yield
 

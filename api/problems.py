@@ -13,7 +13,9 @@ from starlette.exceptions import HTTPException
 
 from api.errors import uri_of
 from flowpp.data import BadImages
+from worker.artifacts import DamagedArtifact
 from worker.connection import UNREACHABLE
+from worker.object_store import StoreUnavailable
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
 
 MEDIA_TYPE = "application/problem+json"
@@ -136,6 +138,17 @@ def install(app: FastAPI) -> None:
 
     for kind in UNREACHABLE:
         app.add_exception_handler(kind, unreachable)
+
+    @app.exception_handler(DamagedArtifact)
+    def damaged(request: Request, error: DamagedArtifact) -> JSONResponse:
+        logger.error("%s", error)
+        return problem(request, 500, "artifact_damaged", str(error))
+
+    @app.exception_handler(StoreUnavailable)
+    def store_unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
+        logger.error("%s", error)
+        detail = "the service cannot reach its artifact store; try again in a while"
+        return problem(request, 503, "store_unavailable", detail, headers={"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     def internal(request: Request, error: Exception) -> JSONResponse:

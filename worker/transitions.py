@@ -16,6 +16,9 @@ flowpp:deleting              set of the ids of jobs that shall be deleted when t
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
 flowpp:bytes                 hash: the bytes of each owner's datasets and checkpoints
+flowpp:changed               sorted set of the ids of jobs that are to be stored, or deleted there, by when they changed
+flowpp:recorder              whose turn it is to store them
+flowpp:rebuilding            there while `flowpp reindex` has not come to its end
 flowpp:finished              channel on which the id of each job that ends is published
 flowpp:created:<owner>:<key> what a request with this Idempotency-Key has created, or that one is under way
 """
@@ -81,6 +84,9 @@ class Transitions:
         self._cancel_due = script("cancel_due")
         self._register = script("register")
         self._unregister = script("unregister")
+        self._recorded = script("recorded")
+        self._restore = script("restore")
+        self._restore_record = script("restore_record")
         self._asked = {
             "cancel": script("cancel"),
             "pause": script("pause"),
@@ -153,3 +159,15 @@ class Transitions:
     def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
         """'deleted', 'missing' or 'in_use'."""
         return self._unregister(args=[kind, record_id, job_id])
+
+    def recorded(self, job_id: str, changed: str) -> str:
+        """Says that a job's record of `changed` is stored; which is to be deleted now: '' none, 'missing' all."""
+        return self._recorded(args=[job_id, changed])
+
+    def restore(self, job_id: str, fields: Mapping[str, str], lost: str) -> str:
+        """The status of a job whose events are there; the event of one that was held says `lost`."""
+        return self._restore(args=[job_id, json.dumps(fields), lost])
+
+    def restore_record(self, kind: str, record_id: str, record: str, sequence: int) -> bool:
+        """Whether a dataset, checkpoint or key was not there yet."""
+        return bool(self._restore_record(args=[kind, record_id, record, sequence]))

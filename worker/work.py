@@ -1,5 +1,6 @@
 """What an inference job computes: rows, of which a batch may hold several jobs', and files made of them."""
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,8 +166,7 @@ def _images_sent(service: Service, job: Job) -> tuple[np.ndarray, list[str]]:
     """Images, uint8 [N, H, W, C], that came with the request, and their names."""
     if "images" in job.plan:
         return from_record(job.plan["images"])
-    with service.store.open(f"jobs/{job.id}/input", "images.npz") as file:
-        stored = np.load(file, allow_pickle=False)
+    with np.load(io.BytesIO(service.store.read(f"jobs/{job.id}/input", "images.npz")), allow_pickle=False) as stored:
         return stored["images"], stored["names"].tolist()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flowpp.data import build_image_set
+from tests.s3 import S3, running_s3
 from worker.datasets import Dataset
 from worker.jobs import Job, NewJob, new_job_id
 from worker.redis_server import RedisServer
@@ -19,6 +20,12 @@ from worker.settings import Settings
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    with running_s3() as s3:
+        yield s3
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ for _, checkpoint in ipairs(checkpoints) do
 end
 if HELD[status] then
   redis.call('SADD', 'flowpp:deleting', id)
+  set(id, 'deleting', '1')
   return status == 'cancelling' and status or wish(id, 'cancelling')
 end
 if not TERMINAL[status] then become(id, 'cancelled') end
@@ -19,5 +20,6 @@ redis.call('ZREM', 'flowpp:expiring', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
+changed(id) -- the recorder deletes what is stored of a job that is not there
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'

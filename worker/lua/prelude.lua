@@ -21,6 +21,14 @@ local function emit(id, kind, data)
   return event
 end
 
+-- Marks a job for the recorder (worker/recorder.py) by when it changed: Unix microseconds, which grow whatever the clock
+-- does, as they order what is stored of the job.
+local function changed(id)
+  local t = math.max(math.floor(now() * 1000000), tonumber(get(id, 'changed')) or 0) + 1
+  set(id, 'changed', string.format('%.0f', t))
+  redis.call('ZADD', 'flowpp:changed', string.format('%.0f', t), id)
+end
+
 -- The attempt that writes is the one that holds the job: else its writes are refused.
 local function current(id, attempt)
   local status = get(id, 'status')
@@ -52,6 +60,12 @@ local function remove(kind, id)
   redis.call('ZREM', list .. ':owner:' .. owner_of(record), id)
   if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), -record.bytes) end
   return true
+end
+
+local function at_least_sequence(sequence)
+  if tonumber(sequence) > tonumber(redis.call('GET', 'flowpp:sequence') or 0) then
+    redis.call('SET', 'flowpp:sequence', sequence)
+  end
 end
 
 -- Indices of a job by what its record says.
@@ -115,6 +129,7 @@ local function become(id, status, data)
   data = data or {}
   data.status, data.attempt = status, tonumber(get(id, 'attempt'))
   emit(id, 'status', cjson.encode(data))
+  changed(id)
   return status
 end
 
@@ -122,6 +137,7 @@ end
 local function wish(id, status, message)
   set(id, 'status', status)
   emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt')), message = message}))
+  changed(id)
   return status
 end
 
