@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import problems
+from api import openapi, problems
 from api.auth import BEARER, Identification
 from api.routes import (
     artifacts,
@@ -60,5 +60,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
+    openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.idempotency import Creation
-from api.problems import Unsupported, UploadTooLarge
+from api.problems import Unsupported, UploadTooLarge, not_json
 from api.uploads import Upload, received
 from flowpp.data import read_images
 from worker.jobs import Job
@@ -66,7 +66,7 @@ def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms
     """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
-    images = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": files}
+    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}, "description": files}
     form = {"type": "object", "required": ["model", "files"], "properties": {**fields, "files": images}}
     return {
         "requestBody": {
@@ -101,9 +101,8 @@ async def _json(request: Request) -> Any:
             raise UploadTooLarge(MAX_JSON_BYTES)
     try:
         return json.loads(body)
-    except ValueError as error:
-        where = {"type": "json_invalid", "loc": ("body",), "msg": f"the body is not JSON: {error}", "input": None}
-        raise RequestValidationError([where]) from error
+    except (ValueError, RecursionError) as error:
+        raise not_json(error) from error
 
 
 def _parsed(kind: type[Wanted], values: Any) -> Wanted:

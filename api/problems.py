@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from flowpp.data import BadImages
 from worker.connection import UNREACHABLE
@@ -73,6 +74,12 @@ def problem(
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def not_json(error: Exception) -> RequestValidationError:
+    """The error for a body that cannot be read as JSON: damaged, of another encoding, or nested without end."""
+    where = {"type": "json_invalid", "loc": ("body",), "msg": f"{error!s:.200}", "input": None}
+    return RequestValidationError([where])
+
+
 STATUS: dict[type[Refusal], int] = {OverQuota: 403, NotFound: 404, Conflict: 409, Invalid: 422, QueueFull: 429}
 CODE_OF_STATUS = {
     404: "not_found",
@@ -127,9 +134,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+            return invalid(request, not_json(error.__cause__))  # FastAPI knows one of the ways to be no JSON only
         code = CODE_OF_STATUS.get(error.status_code, "http_error")
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        headers = dict(error.headers) if error.headers else None
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
         return problem(request, error.status_code, code, detail, headers=headers)
 
     for kind in UNREACHABLE:
@@ -141,6 +152,15 @@ def install(app: FastAPI) -> None:
         logger.error("request %s failed: %s %s", reference, request.method, request.url.path, exc_info=error)
         detail = f"the service failed; its log tells why under {reference}"
         return problem(request, 500, "internal_error", detail)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path of `request` takes; Starlette knows of its first route's methods only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+            found |= route.methods or set()
+    return found
 
 
 def _field(error: Any) -> FieldProblem:

@@ -29,6 +29,7 @@ FORM = {
                             "one of CIFAR-10's official archives, or several image files (repeat the field). Folders "
                             "or arrays named train and validation are the split; else a tenth is held out.",
                             "type": "array",
+                            "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
                         }
                     },
