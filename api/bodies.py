@@ -67,7 +67,12 @@ def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
     images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}, "description": files}
-    form = {"type": "object", "required": ["model", "files"], "properties": {**fields, "files": images}}
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["model", "files"],
+        "properties": {**fields, "files": images},
+    }
     return {
         "requestBody": {
             "required": True,

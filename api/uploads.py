@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -30,8 +30,12 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, file_field: str, max_bytes: int, max_files: int) -> AsyncIterator[Upload]:
+async def received(
+    request: Request, file_field: str, max_bytes: int, max_files: int, text_fields: Collection[str] | None = None
+) -> AsyncIterator[Upload]:
     """The form in the body of `request`, with its files in a temporary directory that goes with the block.
+
+    It may have no other text than `text_fields`, where those are said.
 
     Raises `Unsupported` for another media type, `UploadTooLarge` as soon as the limit is known to be passed, and
     `RequestValidationError` for what is no form or has other files than those of `file_field`.
@@ -51,6 +55,8 @@ async def received(request: Request, file_field: str, max_bytes: int, max_files:
         parts: list[UploadFile] = []
         for name, value in form.multi_items():
             if isinstance(value, str):
+                if text_fields is not None and name not in text_fields:
+                    raise _invalid(name, "unexpected field")
                 fields[name] = value
             elif name == file_field:
                 parts.append(value)

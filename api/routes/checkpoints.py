@@ -30,6 +30,7 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["file", "preset"],
                     "properties": {
                         "file": {
@@ -53,7 +54,7 @@ async def upload(creation: CreationOf) -> Checkpoint:
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
         creation,
-        received(creation.request, "file", settings.max_upload_bytes, max_files=1) as form,
+        received(creation.request, "file", settings.max_upload_bytes, 1, ("preset",)) as form,
     ):
         checkpoint = await run_in_threadpool(_import, creation, form)
     creation.response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"

@@ -22,6 +22,7 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["file"],
                     "properties": {
                         "file": {
@@ -47,7 +48,7 @@ async def upload(creation: CreationOf) -> Dataset:
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
         creation,
-        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images) as form,
+        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images, ()) as form,
     ):
         dataset = await run_in_threadpool(_register, creation, form)
     creation.response.headers["Location"] = f"/v1/datasets/{dataset.id}"

@@ -35,6 +35,8 @@ def _known(values: dict[str, Any] | None) -> dict[str, Any] | None:
         return values
     chance = random.Random(repr(sorted(values.items(), key=repr)))
     found = {
-        name: chance.choice(KNOWN[name]) for name, value in values.items() if name in KNOWN and isinstance(value, str)
+        name: chance.choice(KNOWN[name])
+        for name, value in values.items()
+        if name in KNOWN and isinstance(value, str) and 1 <= len(value) <= 64  # what is to be refused stays so
     }
     return values | found if chance.random() < 0.5 else values
