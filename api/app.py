@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import openapi, problems
+from api import openapi, problems, redaction
 from api.auth import BEARER, Identification
+from api.intake import Intake
 from api.routes import (
     artifacts,
     checkpoints,
@@ -56,7 +57,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.state.finished = finished
     problems.install(app)
+    redaction.install()
     app.add_middleware(Identification, settings=service.settings)
+    app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)

@@ -11,14 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.idempotency import Creation
-from api.problems import Unsupported, UploadTooLarge, not_json
+from api.problems import Unsupported, not_json
 from api.uploads import Upload, received
 from flowpp.data import read_images
 from worker.jobs import Job
 from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
-
-MAX_JSON_BYTES = 2**16
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
@@ -99,13 +97,8 @@ def _without_definitions(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise UploadTooLarge(MAX_JSON_BYTES)
     try:
-        return json.loads(body)
+        return json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise not_json(error) from error
 

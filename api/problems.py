@@ -1,5 +1,6 @@
 """Errors on the wire: RFC 9457 problem documents, each with a stable code."""
 
+import errno
 import logging
 import secrets
 from http import HTTPStatus
@@ -10,8 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
+from api.redaction import redacted
 from flowpp.data import BadImages
 from worker.connection import UNREACHABLE
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
@@ -66,9 +69,9 @@ def problem(
     content = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=redacted(detail),
         code=code,
-        instance=request.url.path,
+        instance=redacted(request.url.path),
         errors=list(errors),
     )
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
@@ -84,10 +87,13 @@ STATUS: dict[type[Refusal], int] = {OverQuota: 403, NotFound: 404, Conflict: 409
 CODE_OF_STATUS = {
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
+    503: "too_many_uploads",
 }
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 async def unreachable(request: Request, error: Exception) -> JSONResponse:
@@ -143,24 +149,40 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(sorted(_methods(request)))
         return problem(request, error.status_code, code, detail, headers=headers)
 
+    @app.exception_handler(OSError)
+    def full(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in NO_SPACE:
+            raise error
+        logger.error("no space for what %s sends: %s", request.url.path, error)
+        return problem(
+            request, 507, "disk_full", "the service has no space left for this", headers={"Retry-After": "60"}
+        )
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return problem(request, 400, "disconnected", "the body ended before all of it was sent")  # nobody reads it
+
     for kind in UNREACHABLE:
         app.add_exception_handler(kind, unreachable)
 
     @app.exception_handler(Exception)
     def internal(request: Request, error: Exception) -> JSONResponse:
         reference = secrets.token_hex(8)
-        logger.error("request %s failed: %s %s", reference, request.method, request.url.path, exc_info=error)
+        path = redacted(request.url.path)
+        logger.error("request %s failed: %s %s", reference, request.method, path, exc_info=error)
         detail = f"the service failed; its log tells why under {reference}"
         return problem(request, 500, "internal_error", detail)
 
 
 def _methods(request: Request) -> set[str]:
-    """What the path of `request` takes; Starlette knows of its first route's methods only."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.path_regex.match(request.url.path):
-            found |= route.methods or set()
-    return found
+    """What the path of `request` takes; Starlette tells its first route's methods only."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    return {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        for route in request.app.routes
+        if route.matches(scope | {"method": method})[0] is Match.FULL
+    }
 
 
 def _field(error: Any) -> FieldProblem:

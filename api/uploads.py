@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.problems import Unsupported, UploadTooLarge
@@ -40,12 +40,12 @@ async def received(
     Raises `Unsupported` for another media type, `UploadTooLarge` as soon as the limit is known to be passed, and
     `RequestValidationError` for what is no form or has other files than those of `file_field`.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Unsupported(f"send multipart/form-data with the file field {file_field!r}")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise UploadTooLarge(max_bytes)
-    parser = MultiPartParser(request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=MAX_FIELDS)
+    parser = _Parser(request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=MAX_FIELDS)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -68,6 +68,23 @@ async def received(
             yield Upload(fields, await run_in_threadpool(_save, parts, Path(directory)))
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Starlette's, which takes a form without its end for a whole one, and leaves its last file open."""
+
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("the form ends before its last boundary")
+        return form
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -98,9 +98,7 @@ def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
 
 
 @router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def download(
-    request: Request, checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf
-) -> Response:
+def download(request: Request, checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""
     headers = {"ETag": f'"{checkpoint.id}"', "Cache-Control": "private, no-cache"}
     if conditions.is_known(headers["ETag"]):
