@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import problems
+from api import openapi, problems, redaction
 from api.addresses import Addresses
 from api.auth import BEARER, Identification
+from api.intake import Intake
 from api.routes import (
     artifacts,
     checkpoints,
@@ -62,11 +63,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.state.finished = finished
     problems.install(app)
+    redaction.install()
     app.add_middleware(Identification, settings=service.settings)
+    app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
     for module in (*resources, webhooks):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
     app.include_router(errors.router)
+    openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

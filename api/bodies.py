@@ -12,14 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.idempotency import Creation
-from api.problems import Unsupported, UploadTooLarge
+from api.problems import Unsupported, not_json
 from api.uploads import Upload, received
 from flowpp.data import read_images
 from worker.jobs import Job
 from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
-
-MAX_JSON_BYTES = 2**16
 
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
@@ -72,8 +70,14 @@ def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms
     """
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
-    images = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": files}
-    form = {"type": "object", "required": ["model", "files"], "properties": {**fields, "files": images}}
+    images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}, "description": files}
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["model", "files"],
+        "properties": {**fields, "files": images},
+        "patternProperties": {r"^metadata\[.{1,64}\]$": {"type": "string", "maxLength": 512}},
+    }
     return {
         "requestBody": {
             "required": True,
@@ -100,16 +104,10 @@ def _without_definitions(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _json(request: Request) -> Any:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise UploadTooLarge(MAX_JSON_BYTES)
     try:
-        return json.loads(body)
-    except ValueError as error:
-        where = {"type": "json_invalid", "loc": ("body",), "msg": f"the body is not JSON: {error}", "input": None}
-        raise RequestValidationError([where]) from error
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise not_json(error) from error
 
 
 def _values(form: Upload) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from worker.idempotency import UNDER_WAY_SECONDS, Once
 from worker.keys import Caller
 from worker.service import Service
 
+PATTERN = r'^("[\x21\x23-\x7e]{1,255}"|[\x21\x23-\x7e]{1,255})$'
+
 IdempotencyKey = Annotated[
     str | None,
     Header(
         max_length=257,
+        json_schema_extra={"pattern": PATTERN},
         description="Of your choice, say a UUID: the same request sent again within a day, with the same key, creates "
         "nothing, and is answered with what the first has created. 409 while that one is under way, 422 where it was "
         "another request.",
@@ -30,7 +33,7 @@ IdempotencyKey = Annotated[
 
 REPLAYED = "Idempotency-Replayed"
 
-_KEY = re.compile(r'"?([\x21\x23-\x7e]{1,255})"?')
+_KEY = re.compile(PATTERN)
 
 
 class Creation:
@@ -73,7 +76,7 @@ class Creation:
             fault = "1 to 255 visible ASCII characters, which may be in double quotes"
             where = {"type": "value_error", "loc": ("header", "Idempotency-Key"), "msg": fault, "input": None}
             raise RequestValidationError([where])
-        self._once = await run_in_threadpool(self.service.idempotency.begin, self.caller.owner, found[1])
+        self._once = await run_in_threadpool(self.service.idempotency.begin, self.caller.owner, found[1].strip('"'))
         if self._once.existing is not None:
             self.response.headers[REPLAYED] = "true"
         else:

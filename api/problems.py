@@ -1,5 +1,6 @@
 """Errors on the wire: RFC 9457 problem documents, each with a stable code."""
 
+import errno
 import logging
 import secrets
 from http import HTTPStatus
@@ -10,8 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from api.errors import uri_of
+from api.redaction import redacted
 from flowpp.data import BadImages
 from worker.artifacts import DamagedArtifact
 from worker.connection import UNREACHABLE
@@ -69,22 +73,31 @@ def problem(
         type=uri_of(code),
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=redacted(detail),
         code=code,
-        instance=request.url.path,
+        instance=redacted(request.url.path),
         errors=list(errors),
     )
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def not_json(error: Exception) -> RequestValidationError:
+    """The error for a body that cannot be read as JSON: damaged, of another encoding, or nested without end."""
+    where = {"type": "json_invalid", "loc": ("body",), "msg": f"{error!s:.200}", "input": None}
+    return RequestValidationError([where])
 
 
 STATUS: dict[type[Refusal], int] = {OverQuota: 403, NotFound: 404, Conflict: 409, Invalid: 422, QueueFull: 429}
 CODE_OF_STATUS = {
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
+    503: "too_many_uploads",
 }
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 async def unreachable(request: Request, error: Exception) -> JSONResponse:
@@ -131,10 +144,27 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+            return invalid(request, not_json(error.__cause__))  # FastAPI knows one of the ways to be no JSON only
         code = CODE_OF_STATUS.get(error.status_code, "http_error")
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        headers = dict(error.headers) if error.headers else None
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
         return problem(request, error.status_code, code, detail, headers=headers)
+
+    @app.exception_handler(OSError)
+    def full(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in NO_SPACE:
+            raise error
+        logger.error("no space for what %s sends: %s", request.url.path, error)
+        return problem(
+            request, 507, "disk_full", "the service has no space left for this", headers={"Retry-After": "60"}
+        )
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return problem(request, 400, "disconnected", "the body ended before all of it was sent")  # nobody reads it
 
     for kind in UNREACHABLE:
         app.add_exception_handler(kind, unreachable)
@@ -153,9 +183,21 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def internal(request: Request, error: Exception) -> JSONResponse:
         reference = secrets.token_hex(8)
-        logger.error("request %s failed: %s %s", reference, request.method, request.url.path, exc_info=error)
+        path = redacted(request.url.path)
+        logger.error("request %s failed: %s %s", reference, request.method, path, exc_info=error)
         detail = f"the service failed; its log tells why under {reference}"
         return problem(request, 500, "internal_error", detail)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path of `request` takes; Starlette tells its first route's methods only."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    return {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        for route in request.app.routes
+        if route.matches(scope | {"method": method})[0] is Match.FULL
+    }
 
 
 def _field(error: Any) -> FieldProblem:

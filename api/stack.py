@@ -108,7 +108,15 @@ class Stack:
     def _commands(self) -> dict[str, list[str]]:
         listen = ["--host", HOST, "--port", str(self.port)]
         return {
-            "api": ["uvicorn", "api.app:create_app", "--factory", *listen, "--timeout-graceful-shutdown", "3"],
+            "api": [
+                "uvicorn",
+                "api.app:create_app",
+                "--factory",
+                *listen,
+                "--timeout-graceful-shutdown",
+                "3",
+                "--no-server-header",
+            ],
             "training": ["worker", "training"],
             "inference": ["worker", "inference"],
         }

@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.problems import Unsupported, UploadTooLarge
@@ -30,18 +30,22 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, file_field: str, max_bytes: int, max_files: int) -> AsyncIterator[Upload]:
+async def received(
+    request: Request, file_field: str, max_bytes: int, max_files: int, text_fields: Collection[str] | None = None
+) -> AsyncIterator[Upload]:
     """The form in the body of `request`, with its files in a temporary directory that goes with the block.
+
+    It may have no other text than `text_fields`, where those are said.
 
     Raises `Unsupported` for another media type, `UploadTooLarge` as soon as the limit is known to be passed, and
     `RequestValidationError` for what is no form or has other files than those of `file_field`.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Unsupported(f"send multipart/form-data with the file field {file_field!r}")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise UploadTooLarge(max_bytes)
-    parser = MultiPartParser(request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=MAX_FIELDS)
+    parser = _Parser(request.headers, _counted(request, max_bytes), max_files=max_files, max_fields=MAX_FIELDS)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -51,6 +55,8 @@ async def received(request: Request, file_field: str, max_bytes: int, max_files:
         parts: list[UploadFile] = []
         for name, value in form.multi_items():
             if isinstance(value, str):
+                if text_fields is not None and name not in text_fields:
+                    raise _invalid(name, "unexpected field")
                 fields[name] = value
             elif name == file_field:
                 parts.append(value)
@@ -62,6 +68,23 @@ async def received(request: Request, file_field: str, max_bytes: int, max_files:
             yield Upload(fields, await run_in_threadpool(_save, parts, Path(directory)))
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Starlette's, which takes a form without its end for a whole one, and leaves its last file open."""
+
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("the form ends before its last boundary")
+        return form
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

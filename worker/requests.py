@@ -34,7 +34,7 @@ PresetName = Annotated[
     str,
     StringConstraints(max_length=64),
     AfterValidator(_known_preset),
-    Field(description="One of GET /v1/presets.", examples=list(PRESETS)),
+    Field(description="One of GET /v1/presets.", json_schema_extra={"enum": list(PRESETS)}),
 ]
 
 ModelChoice = create_model("ModelChoice", __base__=ModelOverrides, preset=(PresetName, ...))

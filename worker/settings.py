@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     max_queued_inference: int = Field(1_000, ge=1, description="Likelihood and sampling jobs that may wait.")
     max_upload_bytes: int = Field(2048 * MiB, ge=1, description="Bytes of an uploaded dataset.")
     max_request_bytes: int = Field(64 * MiB, ge=1, description="Bytes of any other request, images to score included.")
+    max_large_uploads: int = Field(16, ge=1, description="Requests of more than 1 MiB that are received at once.")
     max_dataset_images: int = Field(2_000_000, ge=1, description="Images of a dataset.")
     max_request_images: int = Field(4_096, ge=1, description="Images that one request may send to be scored.")
     max_samples: int = Field(10_000, ge=1, description="Samples that one request may ask for.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from api.dependencies import JobOf, ServiceOf
@@ -21,11 +21,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _PIECE_BYTES = 2**20
 _MOST_AT_ONCE = 2**24  # bytes of a file that is verified before it is sent
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{1,18})|bytes=(\d{1,18})-")
 
 FILE = {
-    200: {"content": {"application/octet-stream": {}}, "description": "The file."},
-    206: {"content": {"application/octet-stream": {}}, "description": "The part of it that `Range` asks for."},
+    200: {"content": {"*/*": {}}, "description": "The file."},
+    206: {"content": {"*/*": {}}, "description": "The part of it that `Range` asks for."},
     304: {"description": "It is still the one that `If-None-Match` names."},
 }
 
@@ -44,21 +44,34 @@ class Conditions:
         return bool(tags & {etag, "*"})
 
     def part(self, etag: str, size: int) -> tuple[int, int] | None:
-        """First byte, and behind the last, of the part to send; none: the whole file, as for several parts at once.
+        """First byte, and behind the last, of the part to send.
 
-        Raises `RangeNotSatisfiable`.
+        None is the whole file: also for several parts at once, and for what is no range (RFC 9110, 14.2). Raises
+        `RangeNotSatisfiable`.
         """
         found = _RANGE.fullmatch(self.range or "")
         if found is None or self.if_range not in (None, etag):
             return None
-        first, last = found.groups()
-        if first:
-            start, end = int(first), min(size, int(last) + 1 if last else size)
+        first, last, from_here = found.groups()
+        if from_here:
+            start, end = int(from_here), size
+        elif first:
+            start, end = int(first), min(size, int(last) + 1)
+            if int(last) < start:
+                return None
         else:
-            start, end = max(0, size - int(last or 0)), size
+            start, end = max(0, size - int(last)), size
         if start >= end:
             raise RangeNotSatisfiable(size)
         return start, end
+
+    def check(self, request: Request, etag: str, size: int) -> None:
+        """Leaves of the request's range what Starlette's `FileResponse` sends as `part` says.
+
+        Raises `RangeNotSatisfiable`.
+        """
+        if self.part(etag, size) is None:
+            request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
 
 
 ConditionsOf = Annotated[Conditions, Depends()]
@@ -76,7 +89,7 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
 
 
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def artifact(name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
+def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard.
 
     Of a file that was damaged in the store nothing is sent, or of a large one not the end.
@@ -93,6 +106,7 @@ def artifact(name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf
     if name.endswith(".jsonl"):
         media_type = "application/jsonl"
     if service.store.directory is not None:
+        conditions.check(request, etag, file.bytes)
         return FileResponse(service.store.path(job.artifacts, name), media_type=media_type, headers=headers)
     headers["Accept-Ranges"] = "bytes"
     if part := conditions.part(etag, file.bytes):

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
@@ -30,6 +30,7 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["file", "preset"],
                     "properties": {
                         "file": {
@@ -53,7 +54,7 @@ async def upload(creation: CreationOf) -> Checkpoint:
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
         creation,
-        received(creation.request, "file", settings.max_upload_bytes, max_files=1) as form,
+        received(creation.request, "file", settings.max_upload_bytes, 1, ("preset",)) as form,
     ):
         checkpoint = await run_in_threadpool(_import, creation, form)
     creation.response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
@@ -97,7 +98,7 @@ def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
 
 
 @router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def download(checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
+def download(request: Request, checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""
     headers = {"ETag": f'"{checkpoint.id}"', "Cache-Control": "private, no-cache"}
     if conditions.is_known(headers["ETag"]):
@@ -111,6 +112,7 @@ def download(checkpoint: CheckpointOf, service: ServiceOf, conditions: Condition
                 entry = zipfile.ZipInfo(f"{checkpoint.id}/{each.name}")  # no date: the same bytes each time
                 with each.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
                     shutil.copyfileobj(source, target, 2**20)
+        conditions.check(request, headers["ETag"], path.stat().st_size)
     except BaseException:
         path.unlink()
         raise

@@ -22,6 +22,7 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["file"],
                     "properties": {
                         "file": {
@@ -29,6 +30,7 @@ FORM = {
                             "one of CIFAR-10's official archives, or several image files (repeat the field). Folders "
                             "or arrays named train and validation are the split; else a tenth is held out.",
                             "type": "array",
+                            "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
                         }
                     },
@@ -46,7 +48,7 @@ async def upload(creation: CreationOf) -> Dataset:
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
         creation,
-        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images) as form,
+        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images, ()) as form,
     ):
         dataset = await run_in_threadpool(_register, creation, form)
     creation.response.headers["Location"] = f"/v1/datasets/{dataset.id}"
