@@ -21,6 +21,7 @@ class Received:
     headers: dict[str, str]
     body: bytes
     at: float
+    port: int
 
     @property
     def id(self) -> str:
@@ -76,7 +77,9 @@ class Receiver:
         path = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
-        self.received.append(Received(path, headers | {":method": scope["method"]}, body, time.time()))
+        self.received.append(
+            Received(path, headers | {":method": scope["method"]}, body, time.time(), scope["client"][1])
+        )
         waiting = self.answers.get(path) or self.answers.get("") or [Answer()]
         answer = waiting.pop(0)
         try:
