@@ -39,6 +39,7 @@ class Answer:
     after_seconds: float = 0
     body: bytes = b"thanks"
     repeat: int = 1
+    content_after_seconds: float = 0
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Receiver:
             self._at_once -= 1
         sent = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": sent})
+        await asyncio.sleep(answer.content_after_seconds)
         for left in range(answer.repeat, 0, -1):
             await send({"type": "http.response.body", "body": answer.body, "more_body": left > 1})
 

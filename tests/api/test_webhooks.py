@@ -29,7 +29,7 @@ from tests.api.receiver import Answer, Receiver, receiving
 from tests.worker.conftest import Submit
 from worker import child
 from worker.jobs import JobError
-from worker.redis_server import free_port
+from worker.redis_server import RedisServer, free_port
 from worker.service import Service
 from worker.settings import Settings
 from worker.webhooks import MAX_WEBHOOKS, CreatedWebhook, Delivery, NewWebhook
@@ -345,6 +345,16 @@ def test_the_status_alone_counts_and_little_of_an_answer_is_read(
         assert settled(service, webhook).status == status
 
 
+def test_an_answer_that_comes_in_time_counts_however_long_its_content_takes(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "ANSWER_SECONDS", 1)
+    receiver.answer(Answer(200, after_seconds=0.6, content_after_seconds=3))
+    webhook = queue_one(service, receiver.url())
+    with sending(service, retry_seconds=()):
+        assert settled(service, webhook).status == "delivered"
+
+
 def test_who_cannot_be_reached_is_said_in_words(service: Service) -> None:
     webhook = queue_one(service, f"http://127.0.0.1:{free_port()}/")
     with sending(service, retry_seconds=()):
@@ -478,6 +488,22 @@ def test_what_a_killed_process_was_sending_is_sent_by_another(
     assert again.verified(webhook.secret)["type"] == "job.queued"
     assert again.at - interrupted.at > webhooks.ANSWER_SECONDS, "it was sent twice at a time"
     assert (last.status, last.attempts) == ("delivered", 2)
+
+
+def test_a_sender_outlives_its_redis_server(receiver: Receiver, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        settings = Settings(redis_url=server.url, data_directory=tmp_path / "data")
+        with Service(settings) as service:
+            webhook = service.webhooks.create(NewWebhook(url=receiver.url(), events=("job.queued",)))
+            with sending(service):
+                assert server.process is not None
+                server.process.kill()
+                server.process.wait()
+                time.sleep(2)
+                server.start()
+                Submit(service)()
+                assert settled(service, webhook).status == "delivered"
+    assert len(receiver.received) == 1
 
 
 def test_two_processes_deliver_each_event_once(service: Service, receiver: Receiver, tmp_path: Path) -> None:
