@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Flow++ as a service: train, score, sample.",
         description=DESCRIPTION,
         lifespan=lifespan,
+        webhooks=webhooks.sent,
         responses={"4XX": {"model": problems.Problem, "description": "Refused; `code` and `detail` say why."}},
     )
     app.state.service = service

@@ -89,6 +89,9 @@ class Sender:
             except RedisError as error:
                 log.warning("webhooks wait for Redis: %s", error)
                 due = []
+            except Exception:  # else nothing would be sent any more, and nobody told
+                log.exception("webhooks could not be claimed")
+                due = []
             for attempt in due:
                 task = asyncio.create_task(self._deliver(attempt))
                 self._under_way.add(task)
@@ -109,11 +112,12 @@ class Sender:
 
     async def _try(self, attempt: Attempt) -> Outcome:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                url = parse(attempt.url)
-                loop = asyncio.get_running_loop()
+            url = parse(attempt.url)
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + ANSWER_SECONDS
+            async with asyncio.timeout_at(deadline):
                 addresses = await loop.run_in_executor(self._name_threads, self._addresses.of, url)
-                code, headers = await self._post(attempt, url, addresses)
+            code, headers = await self._post(attempt, url, addresses, deadline)
         except TimeoutError:
             return self._failed(attempt, None, f"there was no answer within {ANSWER_SECONDS} s")
         except Invalid as error:
@@ -132,9 +136,13 @@ class Sender:
             said += ": redirects are not followed; give the webhook the address that it leads to"
         return self._failed(attempt, code, said, _retry_after(code, headers))
 
-    async def _post(self, attempt: Attempt, url: httpx.URL, addresses: Sequence[Address]) -> tuple[int, httpx.Headers]:
-        """Status and headers of the answer from the first of the addresses with which a connection can be made."""
-        body = attempt.body.encode()
+    async def _post(
+        self, attempt: Attempt, url: httpx.URL, addresses: Sequence[Address], deadline: float
+    ) -> tuple[int, httpx.Headers]:
+        """Status and headers of the answer from the first of the addresses with which a connection can be made.
+
+        Raises `TimeoutError` and `httpx.HTTPError`.
+        """
         now = datetime.now(UTC)
         headers = {
             "Host": url.netloc.decode("ascii"),
@@ -149,20 +157,23 @@ class Sender:
             "sni_hostname": url.raw_host.decode("ascii"),  # whose certificate is asked for, and checked
             "timeout": {"connect": _CONNECT_SECONDS},
         }
-        for address in addresses:
+        for index, address in enumerate(addresses):
             there = url.copy_with(host=str(address))
-            request = httpx.Request("POST", there, headers=headers, content=body, extensions=extensions)
-            # a transport of its own: a connection to this address was checked for this host only
-            async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
-                try:
-                    response = await transport.handle_async_request(request)
-                except (httpx.ConnectError, httpx.ConnectTimeout):
-                    if address == addresses[-1]:
-                        raise
-                    continue
-                await _drain(response)
-                return response.status_code, response.headers
-        raise AssertionError("a host has an address")
+            request = httpx.Request("POST", there, headers=headers, content=attempt.body, extensions=extensions)
+            try:
+                return await self._answer(request, deadline)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if index == len(addresses) - 1:
+                    raise
+        raise AssertionError("`Addresses.of` gives at least one")
+
+    async def _answer(self, request: httpx.Request, deadline: float) -> tuple[int, httpx.Headers]:
+        # a transport of its own: a connection to this address was checked for this host only
+        async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
+            async with asyncio.timeout_at(deadline):
+                response = await transport.handle_async_request(request)
+            await _drain(response)
+            return response.status_code, response.headers
 
     def _failed(self, attempt: Attempt, code: int | None, said: str, at_least: float = 0) -> Outcome:
         log.info("attempt %d at delivery %s to webhook %s: %s", attempt.number, attempt.id, attempt.webhook, said)

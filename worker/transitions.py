@@ -25,6 +25,7 @@ flowpp:created:<owner>:<key> what a request with this Idempotency-Key has create
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -49,6 +50,7 @@ def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
 
 
+@cache
 def _source(name: str) -> str:
     return (files("worker") / "lua" / f"{name}.lua").read_text()
 

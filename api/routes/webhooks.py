@@ -2,17 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Header
 from fastapi.concurrency import run_in_threadpool
 
 from api.addresses import Addresses, parse
 from api.dependencies import CallerOf, ServiceOf, WebhookOf
 from api.idempotency import Creation, CreationOf
-from api.schemas import After, Limit, ListOf, Order, as_list
+from api.schemas import After, JobEvent, Limit, ListOf, Order, as_list
 from worker.paging import Page
 from worker.webhooks import CreatedWebhook, Delivery, NewWebhook, Webhook
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+
+sent = APIRouter()
+"""What webhooks are sent, for the OpenAPI document: nothing is served here."""
 
 EXAMPLE = {"url": "https://example.com/flowpp", "events": ["job.succeeded", "job.failed"]}
 
@@ -69,3 +72,14 @@ def ping(webhook: WebhookOf, service: ServiceOf) -> Delivery:
 def list_deliveries(webhook: WebhookOf, service: ServiceOf) -> ListOf[Delivery]:
     """The last 100 deliveries that are over, and up to 100 that wait, newest first: why something did not arrive."""
     return ListOf[Delivery](**as_list(Page(service.webhooks.deliveries(webhook.id), has_more=False)))
+
+
+@sent.post("job-event", status_code=204)
+def job_event(
+    event: JobEvent,
+    webhook_id: Annotated[str, Header(description="The same whenever the event is sent again.")],
+    webhook_timestamp: Annotated[int, Header(description="Unix seconds, when it was sent.")],
+    webhook_signature: Annotated[str, Header(description="As Standard Webhooks has it; made with the secret.")],
+) -> None:
+    """A job's event, sent to your webhook. Answer 2xx within 10 seconds, else it is sent again later; check the
+    signature with a library of standardwebhooks.com. A `ping` has the id of the webhook as its `data`."""

@@ -21,6 +21,7 @@ class Received:
     headers: dict[str, str]
     body: bytes
     at: float
+    port: int
 
     @property
     def id(self) -> str:
@@ -38,6 +39,7 @@ class Answer:
     after_seconds: float = 0
     body: bytes = b"thanks"
     repeat: int = 1
+    content_after_seconds: float = 0
 
 
 @dataclass
@@ -76,7 +78,9 @@ class Receiver:
         path = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
-        self.received.append(Received(path, headers | {":method": scope["method"]}, body, time.time()))
+        self.received.append(
+            Received(path, headers | {":method": scope["method"]}, body, time.time(), scope["client"][1])
+        )
         waiting = self.answers.get(path) or self.answers.get("") or [Answer()]
         answer = waiting.pop(0)
         try:
@@ -85,6 +89,7 @@ class Receiver:
             self._at_once -= 1
         sent = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": sent})
+        await asyncio.sleep(answer.content_after_seconds)
         for left in range(answer.repeat, 0, -1):
             await send({"type": "http.response.body", "body": answer.body, "more_body": left > 1})
 

@@ -2,7 +2,10 @@
 
 from ipaddress import ip_address, ip_network
 
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.addresses import Addresses, parse
 from worker.refusals import Invalid
@@ -117,3 +120,16 @@ def test_what_is_no_webhooks_url_is_refused_and_told_why(url: str, why: str) -> 
     assert refused.value.code == "invalid_url"
     assert why in str(refused.value)
     assert "password@" not in str(refused.value)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(max_size=60), st.text(alphabet="abc.:/[]@#?%0123-_\\é\x00 ", max_size=40))
+def test_any_text_is_refused_in_words_or_can_be_sent_to(text: str, like_a_url: str) -> None:
+    for url in (text, f"http://{text}", f"https://{like_a_url}"):
+        try:
+            parsed = parse(url)
+            (address,) = Addresses(resolve=lambda host: host.encode("idna") and ["1.1.1.1"]).of(parsed)
+        except Invalid:
+            continue
+        sent = httpx.Request("POST", parsed.copy_with(host=str(address)), headers={"Host": parsed.netloc.decode()})
+        assert sent.url.host == "1.1.1.1"

@@ -3,30 +3,33 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import trustme
 from standardwebhooks import WebhookVerificationError
 
 from api import webhooks
 from api.addresses import Addresses
+from api.schemas import JobEvent, JobEventData
 from api.webhooks import Sender
 from tests.api.conftest import Serve
 from tests.api.receiver import Answer, Receiver, receiving
 from tests.worker.conftest import Submit
 from worker import child
 from worker.jobs import JobError
-from worker.redis_server import free_port
+from worker.redis_server import RedisServer, free_port
 from worker.service import Service
 from worker.settings import Settings
 from worker.webhooks import MAX_WEBHOOKS, CreatedWebhook, Delivery, NewWebhook
@@ -174,6 +177,19 @@ def test_a_ping_arrives_and_is_shown(open_http: httpx.Client, receiver: Receiver
     assert (shown["id"], shown["status"], shown["status_code"], shown["attempts"]) == (received.id, "delivered", 200, 1)
 
 
+def test_what_is_sent_is_in_the_openapi_document(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    operation = document["webhooks"]["job-event"]["post"]
+    assert "signature" in operation["description"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert set(document["components"]["schemas"][schema]["properties"]) == {"type", "timestamp", "data"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+    }
+
+
 # What arrives
 
 
@@ -189,6 +205,9 @@ def test_a_job_is_told_from_the_queue_to_its_end(service: Service, receiver: Rec
     failed = said["job.failed"]["data"]
     assert (failed["id"], failed["status"], failed["metadata"]) == (job.id, "failed", {"name": "Zoë"})
     assert failed["error"] == {"code": "nan_loss", "message": "it is not finite"}
+    for event in said.values():
+        JobEventData.model_validate(event["data"], extra="forbid")
+        JobEvent.model_validate(event, extra="forbid")
     headers = received[0].headers
     assert received[0].path == "/hook?token=a%2Fb&c=%C3%A9"
     assert (headers[":method"], headers["content-type"]) == ("POST", "application/json")
@@ -326,6 +345,16 @@ def test_the_status_alone_counts_and_little_of_an_answer_is_read(
         assert settled(service, webhook).status == status
 
 
+def test_an_answer_that_comes_in_time_counts_however_long_its_content_takes(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "ANSWER_SECONDS", 1)
+    receiver.answer(Answer(200, after_seconds=0.6, content_after_seconds=3))
+    webhook = queue_one(service, receiver.url())
+    with sending(service, retry_seconds=()):
+        assert settled(service, webhook).status == "delivered"
+
+
 def test_who_cannot_be_reached_is_said_in_words(service: Service) -> None:
     webhook = queue_one(service, f"http://127.0.0.1:{free_port()}/")
     with sending(service, retry_seconds=()):
@@ -409,6 +438,16 @@ def test_no_proxy_is_asked(service: Service, receiver: Receiver, monkeypatch: py
 # Several processes, which may die
 
 
+def wait_for(port: int) -> None:
+    """Until somebody listens there."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
 @contextmanager
 def api_processes(settings: Settings, directory: Path, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     environment = {
@@ -419,10 +458,13 @@ def api_processes(settings: Settings, directory: Path, count: int) -> Iterator[l
         "FLOWPP_WEBHOOK_NETWORKS": "127.0.0.0/8",
     }
     processes = []
+    ports = [free_port() for _ in range(count)]
     try:
-        for index in range(count):
-            command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(free_port())]
-            processes.append(child.start(command, directory / f"api-{index}.log", environment))
+        for port in ports:
+            command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+            processes.append(child.start(command, directory / f"api-{port}.log", environment))
+        for port in ports:
+            wait_for(port)
         yield processes
     finally:
         for process in processes:
@@ -448,15 +490,38 @@ def test_what_a_killed_process_was_sending_is_sent_by_another(
     assert (last.status, last.attempts) == ("delivered", 2)
 
 
+def test_a_sender_outlives_its_redis_server(receiver: Receiver, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        settings = Settings(redis_url=server.url, data_directory=tmp_path / "data")
+        with Service(settings) as service:
+            webhook = service.webhooks.create(NewWebhook(url=receiver.url(), events=("job.queued",)))
+            with sending(service):
+                assert server.process is not None
+                server.process.kill()
+                server.process.wait()
+                time.sleep(2)
+                server.start()
+                Submit(service)()
+                assert settled(service, webhook).status == "delivered"
+    assert len(receiver.received) == 1
+
+
 def test_two_processes_deliver_each_event_once(service: Service, receiver: Receiver, tmp_path: Path) -> None:
     found = [service.webhooks.create(NewWebhook(url=receiver.url(f"/{n}"), events=("job.queued",))) for n in range(3)]
-    with api_processes(service.settings, tmp_path, 2):
-        jobs = []
-        while len(jobs) < 30 or len(receiver.received) < 90:
+    receiver.answer(*[Answer(after_seconds=0.1)] * 90)
+    jobs: list[str] = []
+    with api_processes(service.settings, tmp_path, 2) as processes:
+        ports: list[set[int]] = [set(), set()]
+        end = time.monotonic() + 60
+        while len(receiver.received) < 90 and time.monotonic() < end:
             if len(jobs) < 30:
                 jobs.append(Submit(service)().id)
-            time.sleep(0.05)
+            for _ in range(5):
+                for process, seen in zip(processes, ports, strict=True):
+                    seen |= {each.laddr.port for each in psutil.Process(process.pid).net_connections("tcp")}
+                time.sleep(0.03)
         time.sleep(1)
+    assert all(seen & {received.port for received in receiver.received} for seen in ports), "one of them did nothing"
     told = [(received.path, json.loads(received.body)["data"]["id"]) for received in receiver.received]
     assert sorted(told) == sorted((f"/{n}", job) for n in range(3) for job in jobs)
     assert len({received.id for received in receiver.received}) == 90

@@ -1,10 +1,10 @@
 local room, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local t, claimed = now(), {}
 for _, webhook in ipairs(redis.call('ZRANGEBYSCORE', 'flowpp:deliveries', '-inf', seconds(t), 'LIMIT', 0, 256)) do
+  if #claimed >= room then break end
   local record = redis.call('GET', 'flowpp:webhook:' .. webhook)
   redis.call('ZREMRANGEBYSCORE', place(webhook, 'taken'), '-inf', seconds(t))
   local open = math.min(room - #claimed, MAX_AT_ONCE - redis.call('ZCARD', place(webhook, 'taken')))
-  if #claimed >= room then break end
   if open > 0 then
     local due = redis.call('ZRANGEBYSCORE', place(webhook, 'pending'), '-inf', seconds(t), 'LIMIT', 0, open)
     for _, delivery in ipairs(due) do
