@@ -13,7 +13,7 @@ import httpx
 import typer
 from rich.console import Console
 
-from api.administration import keys, reindex
+from api.administration import gc, keys, reindex
 from api.client import Client, Job, ProblemError
 from api.stack import Stack, StackError, exit_on_signals
 from api.watch import uploading, watch
@@ -31,6 +31,7 @@ app.add_typer(jobs, name="jobs")
 app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(keys, name="keys")
 app.command()(reindex)
+app.command()(gc)
 
 progress_console = Console(stderr=True)
 
