@@ -1,4 +1,4 @@
-"""`flowpp keys`, `reindex` and `gc`, beside a running stack, beside a resting one, and with a Redis server of the environment."""
+"""`flowpp keys`, `reindex` and `gc`, beside a running stack, a resting one, and with the environment's Redis server."""
 
 import json
 import os
