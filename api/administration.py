@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.stack import REDIS_URL, StackError, lock
+from worker.garbage import GRACE_SECONDS, collect
 from worker.keys import Key, NewKey, Quota, Scope
 from worker.rebuilding import rebuild
 from worker.redis_server import RedisServer
@@ -136,6 +137,30 @@ def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
         typer.echo(f"left out: {fault}", err=True)
     counts = rebuilt.model_dump(exclude={"damaged"})
     typer.echo(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would delete, and delete nothing.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds: what was written since is left alone.")] = GRACE_SECONDS,
+    data: Data = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Delete from the store, and from the caches of this machine, what no record refers to.
+
+    It may run beside the service. Exits with 2 where Redis is empty and the store is not: run `flowpp reindex` then.
+    """
+    with service_beside(data) as service:
+        try:
+            found = collect(service, grace, dry_run)
+        except Refusal as error:
+            raise typer.BadParameter(str(error)) from error
+    freed = sum(each.bytes for each in found)
+    if as_json:
+        typer.echo(json.dumps({"bytes": freed, "dry_run": dry_run, "garbage": [each.model_dump() for each in found]}))
+        return
+    for each in found:
+        typer.echo(f"{each.name}  {each.bytes:,}")
+    typer.echo(f"{freed:,} bytes {'would be' if dry_run else 'were'} freed", err=True)
 
 
 def _all(service: Service) -> list[Key]:

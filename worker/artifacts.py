@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from flowpp.checkpoint import StoredFile
 from flowpp.config import Frozen
 from flowpp.durable import new_directory, new_file
-from worker.object_store import StoreUnavailable, file_system, reaching, uploading
+from worker.object_store import StoreUnavailable, Upload, abort, file_system, reaching, uploading, uploads
 from worker.refusals import NotFound
 
 MANIFEST = "manifest.json"
@@ -190,7 +190,9 @@ class ArtifactStore:
         for manifest in sorted((name for name in self._find(path) if name.endswith(f"/{MANIFEST}")), key=len):
             with suppress(FileNotFoundError):
                 self._fs.rm_file(manifest)
-        if self.directory is not None:
+        if self.directory is not None and Path(path).is_file():
+            Path(path).unlink(missing_ok=True)
+        elif self.directory is not None:
             delete_directory(Path(path))
         elif rest := list(self._find(path)):
             self._fs.rm(rest)
@@ -200,9 +202,25 @@ class ArtifactStore:
     @reaching(_STORE)
     def check(self) -> None:
         """Raises `OSError` where nothing can be written."""
-        name = f".check-{secrets.token_hex(4)}"
-        self._fs.pipe_file(f"{self._root}/{name}", b"")
-        self._fs.rm_file(f"{self._root}/{name}")
+        path = self._path("checks", secrets.token_hex(8))
+        self._put_bytes(b"", path)
+        self._fs.rm_file(path)
+
+    @reaching(_STORE)
+    def remove(self, folder: str, file: Listed) -> None:
+        """Removes one file of a listing, which may be gone already."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._path(folder)}/{file.name}")
+
+    @reaching(_STORE)
+    def uploads(self) -> list[Upload]:
+        """What is being uploaded in parts, or was when its process ended."""
+        return uploads(self._fs, self._root)
+
+    @reaching(_STORE)
+    def abort(self, upload: Upload) -> None:
+        """Ends an upload: its parts are deleted."""
+        abort(self._fs, self._root, upload)
 
     def _find(self, path: str) -> dict[str, Any]:
         try:

@@ -13,7 +13,7 @@ from redis import Redis
 
 from flowpp.checkpoint import read_manifest
 from flowpp.config import ModelConfig
-from worker.artifacts import ArtifactStore, no_check
+from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.jobs import Job, StaleAttempt
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
@@ -178,7 +178,12 @@ class Checkpoints:
             raise _not_found(checkpoint.id)
         if answer == "in_use":
             raise Conflict("in_use", f"checkpoint {checkpoint.id} is used by a job that has not finished")
+        self.free(checkpoint)
+
+    def free(self, checkpoint: Checkpoint) -> None:
+        """Removes what is stored of a checkpoint that has no record any more, and this machine's copy."""
         self._store.delete(checkpoint.prefix)
+        delete_directory(self._cache / checkpoint.prefix)
 
     def _load(self, ids: Sequence[str]) -> Any:
         records = self._redis.mget([f"flowpp:checkpoint:{checkpoint_id}" for checkpoint_id in ids]) if ids else []

@@ -8,7 +8,7 @@ the files and services that botocore looks into.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile
@@ -58,3 +58,32 @@ def uploading(fs: Any, path: str) -> Iterator[Any]:
                 file.discard()  # of S3: aborts the upload of parts
             file.closed = True  # else it is written when it is collected
         raise
+
+
+class Upload(NamedTuple):
+    """An upload of parts that has not come to its end."""
+
+    name: str
+    id: str
+    began_at: float
+
+
+def uploads(fs: Any, root: str) -> list[Upload]:
+    """Those below a path, where the store has such."""
+    if not hasattr(fs, "list_multipart_uploads"):
+        return []
+    bucket, _, folder = root.partition("/")
+    found = fs.list_multipart_uploads(bucket)
+    start = f"{folder}/" if folder else ""
+    return [
+        Upload(each["Key"].removeprefix(start), each["UploadId"], each["Initiated"].timestamp())
+        for each in found
+        if each["Key"].startswith(start)
+    ]
+
+
+def abort(fs: Any, root: str, upload: Upload) -> None:
+    """Ends one of the `uploads` below a path, which may have ended."""
+    bucket, _, folder = root.partition("/")
+    with suppress(FileNotFoundError):
+        fs.abort_mpu(bucket, f"{folder}/{upload.name}" if folder else upload.name, upload.id)

@@ -247,7 +247,7 @@ class Service:
         if not self.jobs.delete(job_id):
             return False
         for checkpoint in checkpoints:
-            self.store.delete(checkpoint.prefix)
+            self.checkpoints.free(checkpoint)
         self.store.delete(f"jobs/{job_id}")
         shutil.rmtree(self.run_directory(job_id), ignore_errors=True)  # there is one where it was paused
         return True
