@@ -14,7 +14,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -25,11 +25,14 @@ demo: install  ## train, score and sample through the service on real photograph
 	@$(BIN)/python -m examples.demo
 
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
-test: lint  ## lint, then run every test but those marked gpu, slow, faults and soak
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not faults and not soak"
+test: lint  ## lint, then run every test but those marked gpu, slow, contract, faults and soak
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+test-api: install  ## schemathesis against our OpenAPI, and 10,000 damaged files, for some minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contract
 
 test-faults: install  ## kill and damage what training needs, stop it at any time, and print what it cost
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py

@@ -4,7 +4,7 @@ import io
 import pickle
 import pickletools
 import re
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -17,7 +17,8 @@ COMPANIONS = {"batches.meta", "batches.meta.txt", "readme.html"}
 """Files of the official archives that hold no images."""
 
 _BATCH = re.compile(r"(data_batch_\d|test_batch)(\.bin)?")
-_MAX_MEMO = 1_000_000  # Python's memo is an array of up to twice the greatest index; official ones end at 20,100
+_MAX_MEMO = 1_000_000  # official ones end at 20,100
+_MAX_OPCODES = 200_000  # of which an official batch has 50,000; each may take a hundred bytes of memory
 
 
 def is_batch(file: str) -> bool:
@@ -71,8 +72,10 @@ class _Array:
     def rows(self) -> np.ndarray:
         """The array, uint8 [N, 3072]."""
         _, shape, dtype, column_major, data = self.state
-        if dtype.code not in ("u1", "|u1") or len(shape) != 2 or shape[1] != 3072 or not shape[0]:
-            raise ValueError(f"array of shape {shape} and dtype {dtype.code}")
+        if dtype.code not in ("u1", "|u1"):
+            raise ValueError("an array of another dtype than uint8")
+        if len(shape) != 2 or shape[1] != 3072 or shape[0] < 1:  # shown by no message: it may be anything
+            raise ValueError("an array of another shape than [N, 3072]")
         values = np.frombuffer(data.encode("latin-1") if isinstance(data, str) else data, np.uint8)
         return values.reshape(shape, order="F" if column_major else "C")
 
@@ -115,17 +118,66 @@ _STAND_INS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+_OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
+"""What pickles of dicts of arrays, lists and strings are made of, in each protocol."""
+
+
+# Python's own, and not C's, as it lets us look at the keys: a key of tuples that each hold the one before twice takes
+# time without end to be hashed.
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = {
+        ord(opcode.code): _InPython.dispatch[ord(opcode.code)]
+        for opcode in pickletools.opcodes
+        if opcode.name in _OPCODES
+    }
+
     def find_class(self, module: str, name: str) -> type:
         try:
             return _STAND_INS[f"{module} {name}"]
         except KeyError:
-            raise _Unsafe(f"it names {module}.{name}") from None
+            raise _Unsafe(f"it names {module:.80}.{name:.80}") from None
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack)
+        super().load_dict()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+
+
+def _check_keys(items: list[Any]) -> None:
+    """Raises `_Unsafe` where a key is not text, of keys and values in turn."""
+    if not all(isinstance(key, str | bytes) for key in items[::2]):
+        raise _Unsafe("it has a dict with a key that is no string")
 
 
 def _unpickle(data: bytes) -> dict[Any, Any]:
     """The pickled object, its arrays as `_Array`."""
-    for opcode, argument, _ in pickletools.genops(data):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name not in _OPCODES:
+            raise _Unsafe(f"it has the opcode {opcode.name}")
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
-            raise _Unsafe(f"it has memo index {argument}; at most {_MAX_MEMO:,} is accepted")
+            raise _Unsafe(f"it has a memo index beyond {_MAX_MEMO:,}")
+        if count > _MAX_OPCODES:
+            raise _Unsafe(f"it has more than {_MAX_OPCODES:,} opcodes")
     return _Unpickler(io.BytesIO(data), encoding="bytes").load()

@@ -75,6 +75,7 @@ _SUFFIXES = {
 }
 _PNG_END = b"IEND\xaeB`\x82"
 _TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
+_MAX_SCANS = 100  # of a JPEG: progressive ones have 10; thousands fit into a small file and take seconds
 _COLOURS = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _pillow = threading.Lock()  # warnings.catch_warnings changes the whole process, so one thread at a time
@@ -184,6 +185,8 @@ def _pixels(data: bytes, file_format: str, name: str) -> np.ndarray:
 
 
 def _check_encoding(image: Image.Image, data: bytes, name: str) -> None:
+    if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImages("unsupported_format", f"is a JPEG of more than {_MAX_SCANS} scans; save it anew", name)
     # Pillow opens 16-bit RGB as 8-bit and drops the lower byte without a word
     depth = data[24] if image.format == "PNG" else 8
     if image.format == "TIFF":

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from api import intake
 from api.stack import Stack
 from flowpp.data import encode_png
 from tests.api.conftest import Serve
+from tests.api.served import await_answer
 from tests.api.test_intake import files_below
 from worker import child
 from worker.jobs import NewJob, new_job_id
@@ -251,6 +251,7 @@ def test_only_so_many_large_uploads_are_received_at_once(service: Service, serve
                 response = http.post("/v1/datasets", content=head + bytes(2**21), headers=headers)
                 if response.status_code == 503 or time.monotonic() > deadline:
                     break
+                time.sleep(0.5)  # so that the other comes in between
             assert (response.status_code, response.json()["code"]) == (503, "too_many_uploads")
             assert int(response.headers["retry-after"]) > 0
             small = http.post("/v1/datasets", files={"file": ("a.png", PNG)})
@@ -297,7 +298,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_p
     np.save(tmp_path / "images.npy", content)
     try:
         with httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=30) as http:
-            await_answer(http, api)
+            await_answer(str(http.base_url))
             response = http.post("/v1/datasets", files={"file": (tmp_path / "images.npy").open("rb")})
             assert (response.status_code, response.json()["code"]) == (507, "disk_full")
             assert http.get("/v1/datasets").json()["data"] == []
@@ -306,17 +307,3 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_p
         assert "Traceback" not in log.read_text()
     finally:
         child.stop(api, 10)
-
-
-def await_answer(http: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            http.get("/healthz")
-        except httpx.TransportError:
-            assert process.poll() is None
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return

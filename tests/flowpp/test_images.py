@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import warnings
 import zlib
 
@@ -243,10 +244,71 @@ def test_a_huge_webp_is_refused_by_its_header() -> None:
     assert refused(data).code in ("image_too_large", "damaged_image")
 
 
-def test_a_png_with_a_compressed_bomb_in_its_text_is_refused() -> None:
-    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**26)))
+BOMB = zlib.compress(bytes(2**26))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + BOMB),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB),
+        chunk(b"iCCP", b"profile\0\0" + BOMB),
+    ],
+    ids=["text", "international text", "profile"],
+)
+def test_a_png_with_a_compressed_bomb_beside_its_pixels_is_refused(bomb: bytes) -> None:
     data = encoded(RGB, "PNG")
     assert refused(data[:33] + bomb + data[33:]).code == "damaged_image"
+
+
+def test_of_a_png_no_more_is_decompressed_than_it_has_pixels() -> None:
+    start = time.perf_counter()
+    assert decode_image(png(256, 256, data=bytes(2**28)), "a.png").shape == (256, 256, 3)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
+    """120 kB that take a second to decode."""
+    data = encoded(np.zeros((256, 256, 3), np.uint8), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_image(data[:-2] + 20 * scan + b"\xff\xd9", "a.jpg").shape == (256, 256, 3)
+    start = time.perf_counter()
+    error = refused(data[:-2] + 10_000 * scan + b"\xff\xd9")
+    assert (error.code, time.perf_counter() - start < 0.2) == ("unsupported_format", True)
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_a_tiff_of_pages_without_end_is_not_walked_through(loops: bool) -> None:
+    data = encoded(RGB, "TIFF")
+    directory = int.from_bytes(data[4:8], "little")
+    link = directory + 2 + 12 * int.from_bytes(data[directory : directory + 2], "little")
+    chain = b"".join(struct.pack("<HI", 0, len(data) + 6 * (page + 1)) for page in range(300_000))
+    target = directory if loops else len(data)
+    start = time.perf_counter()
+    data = data[:link] + struct.pack("<I", target) + data[link + 4 :] + chain
+    if loops:
+        np.testing.assert_array_equal(decode_image(data, "a.tif"), RGB)
+    else:
+        assert refused(data).code == "animated_image"
+    assert time.perf_counter() - start < 2
+
+
+def test_only_the_formats_that_are_taken_are_opened() -> None:
+    """Of the others not even a decoder is asked, whatever the name says."""
+    taken = {"PNG", "JPEG", "WEBP", "BMP", "TIFF", "MPO"}
+    Image.init()
+    others = [each for each in Image.SAVE if each not in taken]
+    tried = set()
+    for file_format in others:
+        for image in (Image.fromarray(RGB), Image.fromarray(GREY[..., 0]), Image.fromarray(GREY[..., 0] > 127)):
+            try:
+                data = encoded(image, file_format)
+            except Exception:  # some cannot be written here, or not of these colours
+                continue
+            if not data.startswith((b"BM", b"\x89PNG", b"\xff\xd8", b"II", b"MM")):
+                tried.add(file_format)
+                assert refused(data).code in ("not_an_image", "unsupported_format"), file_format
+    assert len(tried) > 10
 
 
 def test_a_file_of_too_many_bytes_is_refused() -> None:
