@@ -123,10 +123,8 @@ _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 def _values(form: Upload) -> dict[str, Any]:
     """A form's fields, with those called `metadata[name]` under `metadata`."""
-    values: dict[str, Any] = {}
-    for name, value in form.fields.items():
-        if found := _METADATA.fullmatch(name):
-            values.setdefault("metadata", {})[found[1]] = value
-        else:
-            values[name] = value
+    found = {name: _METADATA.fullmatch(name) for name in form.fields}
+    values: dict[str, Any] = {name: value for name, value in form.fields.items() if not found[name]}
+    if metadata := {match[1]: form.fields[name] for name, match in found.items() if match}:
+        values.setdefault("metadata", metadata)  # a field of that very name is refused as what it is
     return values
