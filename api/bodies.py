@@ -19,8 +19,6 @@ from worker.jobs import Job
 from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
 
-_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
 Submit = Callable[[Wanted, np.ndarray | None, list[str], Caller, str], Job]
@@ -64,10 +62,7 @@ def _submit_once(
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:
-    """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images.
-
-    A form takes metadata, too, in fields of their own: `metadata[name]`.
-    """
+    """How OpenAPI describes such a body: `kind` as JSON, or its fields `in_forms` beside the images."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {name: field for name, field in schema["properties"].items() if name in in_forms}
     images = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}, "description": files}
@@ -110,17 +105,6 @@ async def _json(request: Request) -> Any:
         raise not_json(error) from error
 
 
-def _values(form: Upload) -> dict[str, Any]:
-    """Its fields, with those called `metadata[name]` under `metadata`."""
-    values: dict[str, Any] = {}
-    for name, value in form.fields.items():
-        if found := _METADATA.fullmatch(name):
-            values.setdefault("metadata", {})[found[1]] = value
-        else:
-            values[name] = value
-    return values
-
-
 def _parsed(kind: type[Wanted], values: Any) -> Wanted:
     try:
         return kind.model_validate(values)
@@ -130,3 +114,15 @@ def _parsed(kind: type[Wanted], values: Any) -> Wanted:
 
 def _in_body(error: ValidationError) -> list[dict[str, Any]]:
     return [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+
+
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+
+
+def _values(form: Upload) -> dict[str, Any]:
+    """A form's fields, with those called `metadata[name]` under `metadata`."""
+    found = {name: _METADATA.fullmatch(name) for name in form.fields}
+    values: dict[str, Any] = {name: value for name, value in form.fields.items() if not found[name]}
+    if metadata := {match[1]: form.fields[name] for name, match in found.items() if match}:
+        values.setdefault("metadata", metadata)  # a field of that very name is refused as what it is
+    return values

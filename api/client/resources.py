@@ -176,6 +176,24 @@ def _read(image: Image) -> tuple[str, bytes]:
     return (image.name, image.read_bytes()) if isinstance(image, Path) else image
 
 
+class _Absence:
+    """The service's, which we bear for as long as its restart takes, if we have known it at all."""
+
+    def __init__(self) -> None:
+        self._known = False
+        self._since: float | None = None
+
+    def over(self) -> None:
+        self._known, self._since = True, None
+
+    def bear(self, error: httpx.TransportError | ProblemError) -> None:
+        """Raises what is no absence, or a long one."""
+        refused = isinstance(error, ProblemError) and error.status != 503
+        self._since = self._since or time.monotonic()
+        if refused or not self._known or time.monotonic() > self._since + RECONNECT_SECONDS:
+            raise error
+
+
 class Jobs(_Part[W]):
     """Jobs of every kind."""
 
@@ -214,13 +232,19 @@ class Jobs(_Part[W]):
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job when it has finished. Raises `TimeoutError` after `timeout` seconds."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        pause = 0.05
-        while not (job := await self._transport.get(Job, f"/v1/jobs/{job_id}")).finished:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"job {job_id} is still {job.status} after {timeout:g} s")
+        absence, pause = _Absence(), 0.05
+        while True:
+            try:
+                job = await self._transport.get(Job, f"/v1/jobs/{job_id}")
+                absence.over()
+                if job.finished:
+                    return job
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"job {job_id} is still {job.status} after {timeout:g} s")
+            except (httpx.TransportError, ProblemError) as error:
+                absence.bear(error)
             await self.way.sleep(pause)
             pause = min(1, 1.5 * pause)
-        return job
 
     @each
     async def events(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
@@ -228,23 +252,20 @@ class Jobs(_Part[W]):
 
         A broken stream is taken up where it broke; one that stays broken raises `httpx.TransportError`.
         """
-        deadline = time.monotonic() + RECONNECT_SECONDS
+        absence = _Absence()
         while True:
             try:
                 async for event in self._stream(job_id, after):
+                    absence.over()
                     yield event
                     if event.terminal:
                         return
                     after = event.id
-                    deadline = time.monotonic() + RECONNECT_SECONDS
                 if (await self._transport.get(Job, f"/v1/jobs/{job_id}")).finished:  # it had before `after`
                     return
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
-                    raise
-            except ProblemError as error:
-                if error.status != 503 or time.monotonic() > deadline:
-                    raise
+                absence.over()
+            except (httpx.TransportError, ProblemError) as error:
+                absence.bear(error)
             await self.way.sleep(0.5)
 
     async def _stream(self, job_id: str, after: str | None) -> AsyncIterator[Event]:

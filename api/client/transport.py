@@ -22,6 +22,8 @@ LOCAL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 10
 MAX_PAUSE_SECONDS = 60
 """Longer than this nobody wants to wait unasked: a service that says so is not asked again."""
+UNDER_WAY_RETRIES = 12
+"""Over a minute and more: so long the service minds a request whose process was lost."""
 _BUSY = frozenset({429, 503})
 _UNDER_WAY = "idempotency_in_progress"
 """Code of the answer while the same request, of which we heard no more, is still at work."""
@@ -97,6 +99,7 @@ class Transport:
     async def _sent(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         repeatable = method != "POST" or "Idempotency-Key" in kwargs.get("headers", {})
         retries = Retries(self.max_retries)
+        at_work = Retries(UNDER_WAY_RETRIES if self.max_retries else 0)
         while True:
             _rewind(kwargs.get("files") or ())
             request = self._http.build_request(method, path, **kwargs)
@@ -113,7 +116,11 @@ class Transport:
                 if response.is_success:
                     return response
                 problem = await _problem(response)
-                pause = retries.pause(response.headers.get("Retry-After")) if _passes(problem) else None
+                pause = None
+                if problem.status in _BUSY:
+                    pause = retries.pause(response.headers.get("Retry-After"))
+                elif problem.code == _UNDER_WAY:
+                    pause = at_work.pause()
                 if pause is None:
                     raise problem
             await self.way.sleep(pause)
@@ -159,10 +166,6 @@ def parsed(kind: type[R], response: httpx.Response) -> R:
     except ValidationError as error:
         asked = f"{response.request.method} {response.request.url}"
         raise ClientError(f"what answers {asked} is no flowpp service, or one of another version: {error}") from error
-
-
-def _passes(problem: ProblemError) -> bool:
-    return problem.status in _BUSY or problem.code == _UNDER_WAY
 
 
 async def _problem(response: httpx.Response) -> ProblemError:

@@ -1,11 +1,13 @@
 """`flowpp likelihood`."""
 
+import csv
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from api.client import Client
+from api.client import Client, Job
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
 from api.commands.output import download_artifacts, errors, finished, leave_unless_succeeded, print_json, print_table
@@ -27,7 +29,7 @@ def likelihood(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Bits/dim of images under a model: of each of up to 32, and their mean. The lower, the likelier."""
+    """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
     if bool(images) == bool(dataset):
         raise typer.BadParameter("give image files or --dataset, one of the two")
     own = pairs(metadata)
@@ -42,6 +44,8 @@ def likelihood(
         )
         if not detach:
             job = finished(client, job)
+            if images and job.result is not None and "images" not in job.result:
+                job = job.model_copy(update={"result": job.result | {"images": _rows(client, job)}})
         if as_json:
             print_json(job)
         elif detach:
@@ -55,6 +59,17 @@ def likelihood(
             names = [artifact.name for artifact in client.jobs.artifacts(job.id)]
             download_artifacts(client, job.id, names, output)
             errors.print(f"wrote {len(names)} files into {output}", markup=False)
+
+
+def _rows(client: Client, job: Job) -> list[dict[str, Any]]:
+    """Of each image, which the result of a job on many leaves to a file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = client.jobs.download(job.id, "likelihood.csv", Path(directory) / "likelihood.csv")
+        with path.open(newline="") as file:
+            return [
+                {name: value if name == "name" else float(value) if value else None for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -172,6 +172,12 @@ def test_json_is_all_that_a_program_reads(
     scored = printed("likelihood", job["id"], *two, *at)["result"]
     assert [image["name"] for image in scored["images"]] == ["0.png", "1.png"]
     assert all(image["bits_per_dim"] > 0 for image in scored["images"])
+    many = [tmp_path / f"many{index}.png" for index in range(34)]
+    for index, path in enumerate(many):
+        path.write_bytes(encode_png(images[index]))
+    each = printed("likelihood", job["id"], *many, *at)["result"]["images"]
+    assert [image["name"] for image in each] == [path.name for path in many], "more than a job's result holds"
+    assert each[0]["bits_per_dim"] > 0
     way = printed("sample", job["id"], "--interpolate", *two, "-n", "5", "-o", tmp_path / "way", *at)
     assert (way["status"], len(list((tmp_path / "way" / "png").iterdir()))) == ("succeeded", 5)
 

@@ -142,6 +142,19 @@ def test_jobs_are_found_by_their_metadata_images_sent_or_not(client: Client, tra
     assert list(client.jobs.list(metadata={**mine, "no": "such"})) == []
 
 
+def test_metadata_in_a_form_is_checked_as_it_is_in_json(stack: Stack, trained: Job, images: np.ndarray) -> None:
+    forms = ({"metadata[who]": "x" * 513}, {"metadata[]": "nobody"}, {"metadata": "me", "metadata[who]": "me"})
+    for form in forms:
+        response = httpx.post(
+            f"{stack.url}/v1/likelihood-jobs",
+            data={"model": trained.id, **form},
+            files=[("files", ("a.png", encode_png(images[0])))],
+        )
+        problem = response.json()
+        assert (response.status_code, problem["code"]) == (422, "invalid_request")
+        assert problem["errors"][0]["path"].startswith("metadata")
+
+
 def test_a_deleted_checkpoint_is_gone(client: Client, trained: Job) -> None:
     job = client.training_jobs.create(
         dataset=trained.request["dataset"], model={"preset": "tiny"}, training={"steps": 2}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from api.client import Client, ProblemError
-from tests.api.busy_server import DATASET, Reply, busy_server
+from tests.api.busy_server import DATASET, JOB, Reply, busy_server
 
 PROBLEM = json.dumps({"status": 429, "code": "rate_limited", "detail": "try again in 1 s"}).encode()
 
@@ -68,6 +68,16 @@ def test_a_creation_is_sent_again_with_the_same_key_after_a_break_and_while_the_
     assert len(set(keys[:3])) == 1
     assert keys[3] != keys[2], "each call creates its own"
     assert len({request.body for request in sent}) == 1
+
+
+def test_a_wait_outlives_a_service_that_is_away_for_a_while_but_not_one_that_never_was() -> None:
+    away, done = Reply(503, PROBLEM), Reply(200, JOB.replace(b"queued", b"succeeded"))
+    with busy_server(Reply(), away, away, away, done) as (url, sent), Client(url, max_retries=0) as client:
+        assert client.jobs.wait("job_1").status == "succeeded"
+    assert len(sent) == 5
+    with busy_server(away) as (url, sent), Client(url, max_retries=0) as client, pytest.raises(ProblemError):
+        client.jobs.wait("job_1")
+    assert len(sent) == 1
 
 
 def test_what_may_not_happen_twice_is_not_sent_again_after_a_break() -> None:
