@@ -247,7 +247,8 @@ def _checked_name(name: str) -> str:
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or parts[0].endswith(":"):
         raise BadImages("unsafe_archive", "leads out of the archive; names must be relative and without ..", name)
-    return "/".join(part for part in parts if part not in ("", "."))
+    plain = "/".join(part for part in parts if part not in ("", "."))
+    return name if plain == name else plain  # one string for both, of which there may be many
 
 
 def _is_junk(name: str) -> bool:

@@ -20,7 +20,7 @@ PIECE_BYTES = 2**22
 """Read and hashed at a time, about."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Segment:
     """The images of one file: `count` in the spool, from `start` on."""
 
@@ -99,14 +99,16 @@ def too_many_images(limits: Limits) -> BadImages:
 def arrange(segments: list[Segment], validation_fraction: float | None) -> tuple[np.ndarray, int]:
     """The spool's image numbers in the order of the set, int64 [N], and how many at the end are for validation."""
     segments = sorted(segments, key=lambda segment: segment.name)
-    order = np.concatenate([np.arange(s.start, s.start + s.count) for s in segments])
+    counts = np.array([segment.count for segment in segments])
+    skipped = np.array([segment.start for segment in segments]) - np.concatenate([[0], np.cumsum(counts)[:-1]])
+    order = np.repeat(skipped, counts) + np.arange(counts.sum())
     held_out = _named_split(segments)
     if held_out is None:
         chosen = _random_split(len(order), validation_fraction)
     elif validation_fraction is not None:
         raise BadImages("ambiguous_split", "the images bring their own validation part; leave validation_fraction out")
     else:
-        chosen = np.repeat(held_out, [s.count for s in segments])
+        chosen = np.repeat(held_out, counts)
     return np.concatenate([order[~chosen], order[chosen]]), int(chosen.sum())
 
 

@@ -84,11 +84,12 @@ class Service:
         if dataset.num_images == dataset.num_validation:
             raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
         plan = _plan_training(request, dataset)
-        _check_batch(TrainingConfig(**plan["training"]), dataset)
         if plan["training"]["num_processes"] > self.settings.max_processes:
             most = self.settings.max_processes
             raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
-        self._check_memory(ModelConfig(**plan["model"]), TrainingConfig(**plan["training"]))
+        training = TrainingConfig(**plan["training"])
+        self._check_memory(ModelConfig(**plan["model"]), training)
+        _check_batch(training, dataset)
         uses = [dataset.id]
         if request.resume_from is not None:
             checkpoint = self.checkpoints.resolve(request.resume_from, caller.sees)

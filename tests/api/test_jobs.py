@@ -93,7 +93,7 @@ def test_a_squeeze_that_does_not_divide_the_datasets_images_is_refused(
         ("small", (30, 30, 3), "widths that are multiples of 4 and heights that are multiples of 4"),
         ("small", (31, 31, 1), "widths that are multiples of 4 and heights that are multiples of 4"),
         ("tiny", (27, 28, 3), "widths that are multiples of 2 and heights that are multiples of 2"),
-        ("imagenet64", (48, 52, 3), "widths that are multiples of 8 and heights that are multiples of 8"),
+        ("imagenet64", (48, 52, 3), "widths that are multiples of 16 and heights that are multiples of 8"),
     ],
 )
 def test_a_preset_that_does_not_take_the_datasets_images_says_which_sizes_it_would(
