@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from redis.asyncio import ConnectionPool
 
 from api import openapi, problems, redaction
 from api.addresses import Addresses
@@ -46,10 +47,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     finished = Finished(service.settings.redis_url)
     sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
 
+    connections: ConnectionPool = ConnectionPool.from_url(
+        service.settings.redis_url, decode_responses=True, socket_timeout=30
+    )
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with service, Reaper(service), Recorder(service):
-            async with finished.listening(), sender.sending():
+            async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
     app = FastAPIOffline(  # /docs without a CDN
@@ -65,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.finished = finished
     problems.install(app)
     redaction.install()
-    app.add_middleware(Identification, settings=service.settings)
+    app.add_middleware(Identification, settings=service.settings, connections=connections)
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
     for module in (*resources, webhooks):

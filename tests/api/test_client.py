@@ -81,7 +81,7 @@ def test_a_stream_that_breaks_is_taken_up_where_it_broke(stack: Stack, client: C
 
 
 def test_a_stream_outlives_the_api_that_is_killed_and_started_again(service: Service, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.zeros((8, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "images.npy", np.zeros((16, 32, 32, 3), np.uint8))
     dataset = service.datasets.register(build_image_set(tmp_path / "images.npy", tmp_path / "set"))
     request = TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}})
     job = service.submit_training(request)

@@ -203,7 +203,8 @@ def test_artifacts_are_there_from_the_first_checkpoint_on(service: Service, job:
         named.append(service.jobs.get(job.id).artifacts)
         files = service.store.manifest(named[-1]).files
         assert f"samples/step-{step:08d}.png" in files
-        assert service.store.open(named[-1], "metrics.jsonl").read().count(b"\n") == step
+        with service.store.open(named[-1], "metrics.jsonl") as file:
+            assert file.read().count(b"\n") == step
     kept = sorted(path.name for path in (Path(service.settings.store_url) / "jobs" / job.id).iterdir())
     assert kept == ["attempt-1-4", "attempt-1-6"], "who reads those of a moment ago still can"
     reporter.delete_earlier_artifacts()
