@@ -29,6 +29,10 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "body_too_large": ErrorCode(
         (413,), "The body has more bytes than the endpoint takes.", "Send less, or in several requests."
     ),
+    "body_too_slow": ErrorCode(
+        (408,), "The body did not come in the time that a body of its size has.", "Send it again, over a better line."
+    ),
+    "disconnected": ErrorCode((400,), "The body ended before all of it was sent.", "Send it again."),
     "method_not_allowed": ErrorCode(
         (405,), "The path is there, but not for this method.", "Use a method of the header `Allow`."
     ),
@@ -75,6 +79,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
         (404,), "There is no such checkpoint, or it is somebody else's.", "List those that there are."
     ),
     "artifact_not_found": ErrorCode((404,), "The job has left no such file, or none yet.", "List its artifacts."),
+    "webhook_not_found": ErrorCode(
+        (404,), "There is no such webhook, or it is somebody else's.", "List those that there are."
+    ),
     "key_not_found": ErrorCode((404,), "There is no such key.", "List them with `flowpp keys list`."),
     "job_finished": ErrorCode((409,), "The job has ended and cannot change any more.", "Create another one."),
     "job_not_paused": ErrorCode(
@@ -180,7 +187,27 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "too_large": ErrorCode(
         (413,), "The images have more bytes than are accepted, packed or unpacked.", "Send fewer or smaller ones."
     ),
+    # webhooks
+    "invalid_url": ErrorCode((422,), "The webhook's URL is none that can be called.", "Mend what `detail` names."),
+    "private_address": ErrorCode(
+        (422,),
+        "The webhook's host is, or resolves to, an address that is not public.",
+        "Give a public one; the operator can allow private networks with `FLOWPP_WEBHOOK_NETWORKS`.",
+    ),
+    "unresolvable_host": ErrorCode((422,), "The webhook's host has no address.", "Check its name."),
     # the service
+    "too_many_uploads": ErrorCode(
+        (503,), "As many large uploads are under way as can be.", "Try again in a while, as `Retry-After` says."
+    ),
+    "disk_full": ErrorCode(
+        (507,), "The service has no space left for what was sent.", "Tell who runs it; try again later."
+    ),
+    "artifact_damaged": ErrorCode(
+        (500,), "A stored file is not what was stored.", "Tell who runs the service: it is to come back from a backup."
+    ),
+    "store_unavailable": ErrorCode(
+        (503,), "The service cannot reach its artifact store.", "Try again in a while, as `Retry-After` says."
+    ),
     "redis_unreachable": ErrorCode(
         (503,), "The service cannot reach its Redis server.", "Try again in a while, as `Retry-After` says."
     ),
@@ -218,8 +245,11 @@ COMMAND_LINE: Mapping[str, ErrorCode] = {
     "too_many_files": ErrorCode((), "A folder holds more files than are accepted.", "Use an array instead."),
     "bad_image_set": ErrorCode((), "A folder of images that were taken in is damaged.", "Take them in again."),
     "bad_latents": ErrorCode((), "A file holds no latents of the model.", "Use what `encode` has written."),
+    "not_empty": ErrorCode((), "`flowpp reindex` found records in Redis.", "Let it rebuild an empty one."),
+    "not_indexed": ErrorCode((), "`flowpp gc` found a store of which Redis knows nothing.", "Run `flowpp reindex`."),
 }
-"""Codes that only `python -m flowpp` shows, which says no others but these and those of images."""
+"""Codes that only the commands show that work without HTTP: `python -m flowpp`, which also has those of images, and
+`flowpp reindex` and `flowpp gc`."""
 
 INTRODUCTION = (
     "Errors are `application/problem+json` (RFC 9457): `type`, which leads here, `title`, `status`, `detail` (a "
