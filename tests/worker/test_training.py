@@ -203,7 +203,7 @@ def test_artifacts_are_there_from_the_first_checkpoint_on(service: Service, job:
         named.append(service.jobs.get(job.id).artifacts)
         files = service.store.manifest(named[-1]).files
         assert f"samples/step-{step:08d}.png" in files
-        assert service.store.open(named[-1], "metrics.jsonl").read().count(b"\n") == step
+        assert service.store.read(named[-1], "metrics.jsonl").count(b"\n") == step
     kept = sorted(path.name for path in (Path(service.settings.store_url) / "jobs" / job.id).iterdir())
     assert kept == ["attempt-1-4", "attempt-1-6"], "who reads those of a moment ago still can"
     reporter.delete_earlier_artifacts()
