@@ -42,6 +42,10 @@ def celery(redis_url: str) -> Celery:
             "socket_keepalive": True,
             "socket_timeout": 30,
             "health_check_interval": 10,
+            # kombu's own names, as far as it lets us choose (its global_keyprefix misses commands that it uses)
+            "unacked_key": "flowpp:unacked",
+            "unacked_index_key": "flowpp:unacked:index",
+            "unacked_mutex_key": "flowpp:unacked:mutex",
         },
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
