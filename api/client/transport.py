@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from api.client.calls import Way
+from api.client.calls import Resource, W, Way
 from api.client.errors import ClientError, ProblemError, problem_of
 from api.client.objects import Page
 
@@ -124,6 +124,14 @@ class Transport:
                 if pause is None:
                     raise problem
             await self.way.sleep(pause)
+
+
+class Part(Resource[W]):
+    """A part of the service: calls that go through its transport."""
+
+    def __init__(self, way: W, transport: Transport) -> None:
+        self.way = way
+        self._transport = transport
 
 
 @dataclass
