@@ -13,7 +13,7 @@ from api.client.calls import W, call, each
 from api.client.errors import ProblemError
 from api.client.files import Report, download
 from api.client.objects import Artifact, Attempt, Event, Job, Metrics
-from api.client.transport import CONNECT_SECONDS, Part, Transport
+from api.client.transport import CONNECT_SECONDS, Part, Transport, path_of
 
 RECONNECT_SECONDS = 30  # longer than the API takes to be started anew
 HEARTBEAT_SECONDS = 60  # the stream is dead after so long without a byte; heartbeats come more often
@@ -42,7 +42,7 @@ class Jobs(Part[W]):
 
     @call
     async def get(self, job_id: str) -> Job:
-        return await self._transport.get(Job, f"/v1/jobs/{job_id}")
+        return await self._transport.get(Job, path_of("jobs", job_id))
 
     @each
     def list(
@@ -54,22 +54,22 @@ class Jobs(Part[W]):
 
     @call
     async def cancel(self, job_id: str) -> Job:
-        return await self._transport.post(Job, f"/v1/jobs/{job_id}/cancel")
+        return await self._transport.post(Job, path_of("jobs", job_id, "cancel"))
 
     @call
     async def pause(self, job_id: str) -> Job:
         """A training job writes a checkpoint and frees its worker."""
-        return await self._transport.post(Job, f"/v1/jobs/{job_id}/pause")
+        return await self._transport.post(Job, path_of("jobs", job_id, "pause"))
 
     @call
     async def resume(self, job_id: str) -> Job:
         """A paused job goes on from its last checkpoint."""
-        return await self._transport.post(Job, f"/v1/jobs/{job_id}/resume")
+        return await self._transport.post(Job, path_of("jobs", job_id, "resume"))
 
     @call
     async def delete(self, job_id: str) -> None:
         """With its checkpoints and artifacts; one that runs is cancelled, and gone a few seconds after it has ended."""
-        await self._transport.request("DELETE", f"/v1/jobs/{job_id}")
+        await self._transport.request("DELETE", path_of("jobs", job_id))
 
     @call
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
@@ -78,7 +78,7 @@ class Jobs(Part[W]):
         absence, pause = _Absence(), 0.05
         while True:
             try:
-                job = await self._transport.get(Job, f"/v1/jobs/{job_id}")
+                job = await self._transport.get(Job, path_of("jobs", job_id))
                 absence.over()
                 if job.finished:
                     return job
@@ -104,7 +104,7 @@ class Jobs(Part[W]):
                     if event.terminal:
                         return
                     after = event.id
-                if (await self._transport.get(Job, f"/v1/jobs/{job_id}")).finished:  # it had before `after`
+                if (await self._transport.get(Job, path_of("jobs", job_id))).finished:  # it had before `after`
                     return
                 absence.over()
             except (httpx.TransportError, ProblemError) as error:
@@ -116,7 +116,7 @@ class Jobs(Part[W]):
         if after is not None:
             headers["Last-Event-ID"] = after
         timeout = httpx.Timeout(HEARTBEAT_SECONDS, connect=CONNECT_SECONDS)
-        path = f"/v1/jobs/{job_id}/events"
+        path = path_of("jobs", job_id, "events")
         async with self._transport.stream("GET", path, headers=headers, timeout=timeout) as response:
             async for message in EventSource(response).aiter_sse():
                 if message.data:  # else a heartbeat
@@ -125,21 +125,21 @@ class Jobs(Part[W]):
     @call
     async def metrics(self, job_id: str) -> Metrics:
         """A training job's, so far."""
-        return await self._transport.get(Metrics, f"/v1/jobs/{job_id}/metrics")
+        return await self._transport.get(Metrics, path_of("jobs", job_id, "metrics"))
 
     @call
     async def logs(self, job_id: str) -> str:
         """A training job's log lines, so far."""
-        return (await self._transport.request("GET", f"/v1/jobs/{job_id}/logs")).text
+        return (await self._transport.request("GET", path_of("jobs", job_id, "logs"))).text
 
     @call
     async def attempts(self, job_id: str) -> tuple[Attempt, ...]:
         """Oldest first."""
-        return await _all(self._transport, Attempt, f"/v1/jobs/{job_id}/attempts")
+        return await _all(self._transport, Attempt, path_of("jobs", job_id, "attempts"))
 
     @call
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        return await _all(self._transport, Artifact, f"/v1/jobs/{job_id}/artifacts")
+        return await _all(self._transport, Artifact, path_of("jobs", job_id, "artifacts"))
 
     @call
     async def download(self, job_id: str, name: str, target: Path, progress: Report | None = None) -> Path:
@@ -147,7 +147,7 @@ class Jobs(Part[W]):
 
         Raises `DamagedDownload`.
         """
-        return await download(self._transport, f"/v1/jobs/{job_id}/artifacts/{name}", target, progress)
+        return await download(self._transport, path_of("jobs", job_id, "artifacts", *name.split("/")), target, progress)
 
 
 async def _all(transport: Transport, kind: type[Any], path: str) -> tuple[Any, ...]:

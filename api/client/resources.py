@@ -8,7 +8,7 @@ from pathlib import Path
 from api.client.calls import W, call, each
 from api.client.files import Report, as_file, counted, download, unpack
 from api.client.objects import Checkpoint, Dataset, Preset
-from api.client.transport import Part
+from api.client.transport import Part, path_of
 
 INTAKE_SECONDS = 600  # the service decodes all images of an upload before it answers
 
@@ -24,7 +24,7 @@ class Datasets(Part[W]):
 
     @call
     async def get(self, dataset_id: str) -> Dataset:
-        return await self._transport.get(Dataset, f"/v1/datasets/{dataset_id}")
+        return await self._transport.get(Dataset, path_of("datasets", dataset_id))
 
     @each
     def list(self) -> AsyncIterator[Dataset]:
@@ -33,13 +33,13 @@ class Datasets(Part[W]):
 
     @call
     async def delete(self, dataset_id: str) -> None:
-        await self._transport.request("DELETE", f"/v1/datasets/{dataset_id}")
+        await self._transport.request("DELETE", path_of("datasets", dataset_id))
 
 
 class Checkpoints(Part[W]):
     @call
     async def get(self, checkpoint_id: str) -> Checkpoint:
-        return await self._transport.get(Checkpoint, f"/v1/checkpoints/{checkpoint_id}")
+        return await self._transport.get(Checkpoint, path_of("checkpoints", checkpoint_id))
 
     @each
     def list(self, job: str | None = None) -> AsyncIterator[Checkpoint]:
@@ -58,7 +58,7 @@ class Checkpoints(Part[W]):
     @call
     async def download(self, checkpoint_id: str, target: Path, progress: Report | None = None) -> Path:
         """Downloads the checkpoint as a zip to the file `target`, and goes on with what an earlier try left."""
-        return await download(self._transport, f"/v1/checkpoints/{checkpoint_id}/download", target, progress)
+        return await download(self._transport, path_of("checkpoints", checkpoint_id, "download"), target, progress)
 
     @call
     async def fetch(self, checkpoint_id: str, directory: Path, progress: Report | None = None) -> Path:
@@ -69,7 +69,7 @@ class Checkpoints(Part[W]):
         if directory.exists():
             raise FileExistsError(f"{directory} exists already; a checkpoint is unpacked into a new directory")
         archive = directory.with_name(f"{directory.name}.zip")
-        await download(self._transport, f"/v1/checkpoints/{checkpoint_id}/download", archive, progress)
+        await download(self._transport, path_of("checkpoints", checkpoint_id, "download"), archive, progress)
         try:
             await self.way.run(partial(unpack, archive, directory))
         finally:
@@ -78,7 +78,7 @@ class Checkpoints(Part[W]):
 
     @call
     async def delete(self, checkpoint_id: str) -> None:
-        await self._transport.request("DELETE", f"/v1/checkpoints/{checkpoint_id}")
+        await self._transport.request("DELETE", path_of("checkpoints", checkpoint_id))
 
 
 class Presets(Part[W]):

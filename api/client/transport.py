@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -132,6 +133,11 @@ class Part(Resource[W]):
     def __init__(self, way: W, transport: Transport) -> None:
         self.way = way
         self._transport = transport
+
+
+def path_of(*parts: str) -> str:
+    """Whatever an id holds, it leads nowhere else."""
+    return "/".join(["/v1", *(quote(part, safe="") for part in parts)])
 
 
 @dataclass
