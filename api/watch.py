@@ -36,6 +36,12 @@ class Figures:
     seconds_left: float | None = None
     _begun: tuple[float, int] | None = None  # when and where the attempt told its first step
 
+    def know(self, job: Job) -> None:
+        """How far the job itself says it is: likelihood and sampling jobs tell no steps."""
+        if job.progress is not None:
+            self.total = job.progress.total_steps
+            self.step = max(self.step, job.progress.step)
+
     def take(self, event: Event) -> None:
         if event.type == "status":
             self.status = event.data["status"]
@@ -78,15 +84,16 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
     with (_drawn if seen else _lines)(console, figures) as show:
         for event in client.jobs.events(job_id):
             if event.type == "metrics" and figures.total is None:
-                progress = client.jobs.get(job_id).progress
-                figures.total = progress.total_steps if progress else None
+                figures.know(client.jobs.get(job_id))
             figures.take(event)
             if event.type == "warning":
                 console.print(f"warning: {event.data.get('message', event.data)}", markup=False)
             elif event.type == "status" and event.data.get("attempt", 0) > 1 and event.data["status"] == "running":
                 console.print(event.data.get("message"), markup=False, highlight=False, soft_wrap=True)
             show()
-    return client.jobs.get(job_id)
+        job = client.jobs.get(job_id)
+        figures.know(job)
+    return job
 
 
 @contextmanager

@@ -17,9 +17,11 @@ What is raised: api.client.errors. It needs httpx, httpx-sse and pydantic, and n
 from typing import Self
 
 from api.client.calls import Awaited, Blocking, Resource, W
+from api.client.creations import LikelihoodJobs, SamplingJobs, TrainingJobs
 from api.client.errors import ClientError, DamagedDownload, ProblemError
+from api.client.jobs import Jobs
 from api.client.objects import Artifact, Attempt, Checkpoint, Dataset, Event, Job, JobError, Metrics, Preset, Progress
-from api.client.resources import Checkpoints, Datasets, Jobs, LikelihoodJobs, Presets, SamplingJobs, TrainingJobs
+from api.client.resources import Checkpoints, Datasets, Presets
 from api.client.transport import Transport
 
 __all__ = [

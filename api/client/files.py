@@ -93,21 +93,31 @@ async def download(transport: Transport, path: str, target: Path, report: Report
 
 async def _receive(transport: Transport, path: str, target: Path, report: Report | None) -> Path:
     headers = {"Accept-Encoding": "identity"}  # ranges and lengths are the file's then
-    for part, tag in _parts(target)[:1]:
+    left = _parts(target)
+    if left:
+        part, tag = left[0]
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": f'"{tag}"'}
     async with transport.stream("GET", path, headers=headers) as response:
-        found = _TAG.fullmatch(response.headers.get("etag", ""))
-        part = target.with_name(f"{target.name}.{found[1] if found else ''}.partial")
-        continues = response.status_code == 206
-        if not continues:
+        continues = bool(left) and response.status_code == 206
+        if continues:
+            _check_begins(response, part.stat().st_size)
+        else:
             _discard(target)
+            found = _TAG.fullmatch(response.headers.get("etag", ""))
+            part = target.with_name(f"{target.name}.{found[1] if found else ''}.partial")
         with part.open("ab" if continues else "wb") as file:
             total = file.tell() + int(response.headers.get("content-length", 0))
-            async for chunk in response.aiter_raw(2**16):
+            async for chunk in response.aiter_raw():
                 file.write(chunk)
                 if report is not None:
                     report(file.tell(), total)
     return part
+
+
+def _check_begins(response: httpx.Response, size: int) -> None:
+    said = response.headers.get("content-range", "")
+    if not said.startswith(f"bytes {size}-"):
+        raise DamagedDownload(f"asked for the bytes from {size} on, the service sent {said or 'others'}")
 
 
 def _parts(target: Path) -> list[tuple[Path, str]]:

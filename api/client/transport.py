@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from api.client.calls import Way
+from api.client.calls import Resource, W, Way
 from api.client.errors import ClientError, ProblemError, problem_of
 from api.client.objects import Page
 
@@ -124,6 +125,19 @@ class Transport:
                 if pause is None:
                     raise problem
             await self.way.sleep(pause)
+
+
+class Part(Resource[W]):
+    """A part of the service: calls that go through its transport."""
+
+    def __init__(self, way: W, transport: Transport) -> None:
+        self.way = way
+        self._transport = transport
+
+
+def path_of(*parts: str) -> str:
+    """Whatever an id holds, it leads nowhere else."""
+    return "/".join(["/v1", *(quote(part, safe="") for part in parts)])
 
 
 @dataclass

@@ -96,6 +96,30 @@ def test_what_is_not_the_file_of_its_sha256_is_not_kept(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+HALF = len(CONTENT) // 2
+BROKEN = Reply(
+    200,
+    CONTENT[:HALF],
+    {"ETag": f'"{SHA256}"', "Content-Length": str(len(CONTENT)), "Connection": "close"},
+)
+
+
+def test_the_rest_is_asked_for_by_range_if_it_is_still_the_same_file(tmp_path: Path) -> None:
+    rest = Reply(206, CONTENT[HALF:], {"Content-Range": f"bytes {HALF}-{len(CONTENT) - 1}/{len(CONTENT)}"})
+    with busy_server(BROKEN, rest) as (url, sent), Client(url) as client:
+        path = client.jobs.download("job_1", "png/0000.png", tmp_path / "image.png")
+    assert path.read_bytes() == CONTENT
+    assert [request.path for request in sent] == ["/v1/jobs/job_1/artifacts/png/0000.png"] * 2
+    assert (sent[1].headers["range"], sent[1].headers["if-range"]) == (f"bytes={HALF}-", f'"{SHA256}"')
+
+
+def test_another_part_than_the_one_asked_for_is_not_put_behind_the_first(tmp_path: Path) -> None:
+    other = Reply(206, CONTENT[:10], {"Content-Range": f"bytes 0-9/{len(CONTENT)}"})
+    with busy_server(BROKEN, other) as (url, _), Client(url) as client, pytest.raises(DamagedDownload, match="0-9"):
+        client.jobs.download("job_1", "grid.png", tmp_path / "grid.png")
+    assert not (tmp_path / "grid.png").exists()
+
+
 def test_a_refused_download_leaves_no_file(client: Client, trained: Job, tmp_path: Path) -> None:
     with pytest.raises(ProblemError):
         client.jobs.download(trained.id, "no-such-artifact", tmp_path / "file")

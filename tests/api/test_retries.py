@@ -127,6 +127,16 @@ def test_the_key_is_sent_and_seen_nowhere(monkeypatch: pytest.MonkeyPatch, caplo
     assert "secret" not in str(refused.value)
 
 
+def test_an_id_leads_nowhere_else_whatever_it_holds() -> None:
+    with busy_server(Reply()) as (url, sent), Client(url) as client:
+        client.jobs.get("job_1/cancel?limit=1#x")
+        client.checkpoints.delete("a b/../c")
+    assert [request.path for request in sent] == [
+        "/v1/jobs/job_1%2Fcancel%3Flimit%3D1%23x",
+        "/v1/checkpoints/a%20b%2F..%2Fc",
+    ]
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://example.test", "http://", "nonsense"])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is no url"):

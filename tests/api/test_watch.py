@@ -122,6 +122,13 @@ def test_a_watched_job_resizes_with_its_terminal_and_goes_on_after_ctrl_c(
     assert client.jobs.wait(job, timeout=60).status == "cancelled"
 
 
+def test_a_job_without_steps_shows_how_many_images_are_done(stack: Stack, client: Client, trained: Job) -> None:
+    job = client.sampling_jobs.create(model=trained.id, num_samples=4, wait=30)
+    with terminal("jobs", "watch", job.id, FLOWPP_URL=stack.url) as seen:
+        assert seen.process.wait(60) == 0
+    assert any(line.startswith("succeeded") and "4/4" in line for line in seen.lines()[-4:])
+
+
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "xterm", "columns": "59"}])
 def test_there_is_no_curve_where_it_cannot_be_seen(environment: dict[str, str], stack: Stack, trained: Job) -> None:
     columns = int(environment.pop("columns", 100))
