@@ -279,6 +279,25 @@ def test_a_job_cancelled_while_it_runs_keeps_its_last_checkpoint(
     assert workers.training_processes() == []
 
 
+def test_a_job_that_runs_beyond_its_cancel_after_is_cancelled_and_keeps_its_last_checkpoint(
+    service: Service, workers: Workers, dataset: Dataset
+) -> None:
+    request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": {"steps": ENDLESS}}
+    job = service.submit_training(TrainingRequest.model_validate(request), cancel_after=3_600)
+
+    def estimate() -> float:
+        progress = service.jobs.get(job.id).progress
+        return (progress and progress.estimated_finish_at) or 0
+
+    until(lambda: estimate() > time.time(), f"{service.jobs.get(job.id)} has no estimated end")
+    service.redis.zadd("flowpp:deadlines", {job.id: 1})  # as waiting would
+    job = until_finished(service, job.id)
+    assert statuses(service, job) == ["queued", "running", "cancelling", "cancelled"]
+    last = service.events.page(job.id, limit=100_000).data[-1]
+    assert last.data["message"] == "cancelled: its Cancel-After ran out"
+    assert service.checkpoints.of_job(job.id)
+
+
 def test_a_paused_job_holds_no_worker_and_goes_on_where_it_was(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:

@@ -8,7 +8,7 @@ for _, id in ipairs(due) do
       set(id, 'cancelled_by', message)
       wish(id, 'cancelling', message)
     end
-  else
+  elseif status == 'queued' or status == 'paused' then
     become(id, 'cancelled', {message = message})
   end
 end
