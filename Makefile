@@ -64,8 +64,9 @@ bench-recipes: install  ## flips, decay and cooldown beside the plain recipe, in
 bench-service: install  ## requests/s and latency of likelihood over HTTP beside a plain endpoint, into RESULTS.md
 	@$(BIN)/python -m benchmarks.service
 
-docs: install  ## draw docs/architecture.svg from the code
+docs: install  ## draw docs/architecture.svg and list docs/errors.md from the code
 	@$(BIN)/python -m docs.architecture
+	@$(BIN)/python -m docs.errors
 
 clean:  ## remove .venv, caches, demo_output/ and benchmark_output/; keep data/
 	rm -rf .venv demo_output benchmark_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

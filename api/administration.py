@@ -1,4 +1,4 @@
-"""`flowpp keys`: what is done beside the service, on the machine that has its Redis server and store."""
+"""`flowpp keys`, `reindex` and `gc`: what is done beside the service, where its Redis server and store are."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from api.stack import REDIS_URL, StackError, lock
+from worker.garbage import GRACE_SECONDS, collect
 from worker.keys import Key, NewKey, Quota, Scope
+from worker.rebuilding import rebuild
 from worker.redis_server import RedisServer
 from worker.refusals import Refusal
 from worker.service import Service
@@ -39,7 +41,7 @@ def service_beside(data: Path) -> Iterator[Service]:
         with Service(Settings()) as service:
             yield service
         return
-    if not (data / "redis").is_dir():
+    if not ((data / "redis").is_dir() or (data / "lock").exists()):  # or its Redis server was lost
         raise StackError(f"{data} is no data directory of `flowpp serve`; name it by --data, or set FLOWPP_REDIS_URL")
     own = Settings(data_directory=data)
     url = data / REDIS_URL
@@ -115,6 +117,50 @@ def revoke_key(key: Annotated[str, typer.Argument(metavar="KEY")], data: Data = 
             service.keys.revoke(key)
         except Refusal as error:
             raise typer.BadParameter(str(error)) from error
+
+
+def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
+    """Rebuild an empty Redis from the store alone: keys, datasets, checkpoints, jobs with their events.
+
+    Jobs that had not finished wait again, and go on from their newest checkpoints. Idempotency keys and rate limits
+    are not kept. Let nobody use the service meanwhile. Exits with 2 where Redis has records already.
+    """
+    with service_beside(data) as service:
+        try:
+            rebuilt = rebuild(service)
+        except Refusal as error:
+            raise typer.BadParameter(str(error)) from error
+    if as_json:
+        typer.echo(rebuilt.model_dump_json())
+        return
+    for fault in rebuilt.damaged:
+        typer.echo(f"left out: {fault}", err=True)
+    counts = rebuilt.model_dump(exclude={"damaged"})
+    typer.echo(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would delete, and delete nothing.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds: what was written since is left alone.")] = GRACE_SECONDS,
+    data: Data = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Delete from the store, and from the caches of this machine, what no record refers to.
+
+    It may run beside the service. Exits with 2 where Redis is empty and the store is not: run `flowpp reindex` then.
+    """
+    with service_beside(data) as service:
+        try:
+            found = collect(service, grace, dry_run)
+        except Refusal as error:
+            raise typer.BadParameter(str(error)) from error
+    freed = sum(each.bytes for each in found)
+    if as_json:
+        typer.echo(json.dumps({"bytes": freed, "dry_run": dry_run, "garbage": [each.model_dump() for each in found]}))
+        return
+    for each in found:
+        typer.echo(f"{each.name}  {each.bytes:,}")
+    typer.echo(f"{freed:,} bytes {'would be' if dry_run else 'were'} freed", err=True)
 
 
 def _all(service: Service) -> list[Key]:

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import FinishedOf, ServiceOf, WaitSeconds
+from api.dependencies import FinishedOf, ServiceOf
+from api.preferences import Preferences, PreferencesOf
 from api.schemas import JobObject
 from worker.finished import Finished
 from worker.jobs import Job
@@ -22,40 +23,43 @@ LOOK_SECONDS = 1.0
 class Answer:
     """Answers a new job: 200 with the finished one if it is so in time, else 202, Location and Retry-After."""
 
-    def __init__(self, response: Response, service: Service, finished: Finished, wait_seconds: float) -> None:
+    def __init__(self, response: Response, service: Service, finished: Finished, preferences: Preferences) -> None:
         self._response = response
         self._service = service
         self._finished = finished
-        self._wait_seconds = wait_seconds
+        self._preferences = preferences
 
     async def __call__(self, job: Job) -> JobObject:
-        if self._wait_seconds and not job.finished:
-            job = await self._awaited(job.id)
+        if (wait := self._preferences.wait_seconds) and not job.finished:
+            job = await self._awaited(job.id, wait)
         self._response.headers["Location"] = f"/v1/jobs/{job.id}"
         if job.finished:
             self._response.status_code = 200
         else:
             self._response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        position = await run_in_threadpool(self._service.jobs.queue_position, job)
+        if applied := self._preferences.applied(job.finished):
+            self._response.headers["Preference-Applied"] = applied
+        position = None
+        if job.status == "queued":
+            position = await run_in_threadpool(self._service.jobs.queue_position, job)
         return JobObject(**dict(job), queue_position=position)
 
-    async def _awaited(self, job_id: str) -> Job:
+    async def _awaited(self, job_id: str, seconds: float) -> Job:
         """The job when it has finished, or as it is when the time to wait is over."""
-        deadline = time.monotonic() + self._wait_seconds
+        deadline = time.monotonic() + seconds
         with self._finished.of(job_id) as word:
             while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(deadline - time.monotonic(), LOOK_SECONDS)):
+                        await word.wait()
                 word.clear()  # before the look: word that comes after it is heard
                 job = await run_in_threadpool(self._service.jobs.get, job_id)
-                left = deadline - time.monotonic()
-                if job.finished or left <= 0:
+                if job.finished or time.monotonic() > deadline:
                     return job
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                        await word.wait()
 
 
-async def _answer(response: Response, service: ServiceOf, finished: FinishedOf, wait_seconds: WaitSeconds) -> Answer:
-    return Answer(response, service, finished, wait_seconds)
+async def _answer(response: Response, service: ServiceOf, finished: FinishedOf, preferences: PreferencesOf) -> Answer:
+    return Answer(response, service, finished, preferences)
 
 
 AnswerOf = Annotated[Answer, Depends(_answer)]

@@ -2,27 +2,33 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from redis.asyncio import ConnectionPool
 
 from api import openapi, problems, redaction
+from api.addresses import Addresses
 from api.auth import BEARER, Identification
 from api.intake import Intake
 from api.routes import (
     artifacts,
     checkpoints,
     datasets,
+    errors,
     health,
     jobs,
     likelihood_jobs,
     presets,
     sampling_jobs,
     training_jobs,
+    webhooks,
 )
+from api.webhooks import Sender
 from worker.finished import Finished
 from worker.reaper import Reaper
+from worker.recorder import Recorder
 from worker.service import Service
 from worker.settings import Settings
 
@@ -31,7 +37,7 @@ Train Flow++ models on your images, ask for the bits/dim of images, draw samples
 
 Upload a dataset, start a training job on it, follow its events, then name the job (meaning its best checkpoint) or a
 checkpoint as `model` of likelihood and sampling jobs. Lists come in pages: `after` the `last_id` while `has_more`.
-Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+Errors are `application/problem+json` (RFC 9457) with a stable `code`: [all of them](/docs/errors).
 """
 
 
@@ -39,11 +45,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
     service = Service(settings or Settings())
     finished = Finished(service.settings.redis_url)
+    sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
+
+    connections: ConnectionPool = ConnectionPool.from_url(
+        service.settings.redis_url, decode_responses=True, socket_timeout=30
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with service, Reaper(service):
-            async with finished.listening():
+        with service, Reaper(service), Recorder(service):
+            async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
     app = FastAPIOffline(  # /docs without a CDN
@@ -52,17 +63,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Flow++ as a service: train, score, sample.",
         description=DESCRIPTION,
         lifespan=lifespan,
+        webhooks=webhooks.sent,
         responses={"4XX": {"model": problems.Problem, "description": "Refused; `code` and `detail` say why."}},
     )
     app.state.service = service
     app.state.finished = finished
     problems.install(app)
     redaction.install()
-    app.add_middleware(Identification, settings=service.settings)
+    app.add_middleware(Identification, settings=service.settings, connections=connections)
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
-    for module in (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets):
+    resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
+    for module in (*resources, webhooks):
         app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
     app.include_router(health.router)
+    app.include_router(errors.router)
     openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

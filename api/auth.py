@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,13 +51,18 @@ class Refused(Exception):
 class Identification:
     """ASGI middleware before all of /v1: puts the `Caller` into the request's state, or answers 401, 403 or 429."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, connections: ConnectionPool) -> None:
         self._app = app
         self._authentication = settings.authentication
         self._default_rate = settings.requests_per_minute
-        self._redis: Any = Redis.from_url(settings.redis_url, decode_responses=True, socket_timeout=30)
+        self._redis: Any = Redis(connection_pool=connections)
+        pool: Any = connections  # its annotations know of strings and numbers only
         storage = RedisStorage(
-            f"async+{settings.redis_url}", implementation="redispy", key_prefix="flowpp:limits", wrap_exceptions=False
+            f"async+{settings.redis_url}",
+            implementation="redispy",
+            key_prefix="flowpp:limits",
+            wrap_exceptions=False,
+            connection_pool=pool,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         if not self._authentication:

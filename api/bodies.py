@@ -1,6 +1,7 @@
 """Bodies of requests for inference: JSON, or a form whose files are images."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ async def submit(creation: Creation, kind: type[Wanted], submit: Submit[Wanted])
         settings = service.settings
 
         def with_images(form: Upload) -> Job:
-            wanted = _parsed(kind, dict(form.fields))
+            wanted = _parsed(kind, _values(form))
             service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
             return _submit_once(creation, submit, wanted, [(name, path.read_bytes()) for name, path in form.files])
 
@@ -70,6 +71,7 @@ def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms
         "additionalProperties": False,
         "required": ["model", "files"],
         "properties": {**fields, "files": images},
+        "patternProperties": {r"^metadata\[.{1,64}\]$": {"type": "string", "maxLength": 512}},
     }
     return {
         "requestBody": {
@@ -112,3 +114,15 @@ def _parsed(kind: type[Wanted], values: Any) -> Wanted:
 
 def _in_body(error: ValidationError) -> list[dict[str, Any]]:
     return [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+
+
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+
+
+def _values(form: Upload) -> dict[str, Any]:
+    """A form's fields, with those called `metadata[name]` under `metadata`."""
+    found = {name: _METADATA.fullmatch(name) for name in form.fields}
+    values: dict[str, Any] = {name: value for name, value in form.fields.items() if not found[name]}
+    if metadata := {match[1]: form.fields[name] for name, match in found.items() if match}:
+        values.setdefault("metadata", metadata)  # a field of that very name is refused as what it is
+    return values

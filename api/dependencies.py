@@ -1,9 +1,8 @@
 """What endpoints depend on, as types."""
 
-import re
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from worker.datasets import Dataset
 from worker.finished import Finished
@@ -11,6 +10,7 @@ from worker.jobs import Job
 from worker.keys import Caller
 from worker.models import Checkpoint
 from worker.service import Service
+from worker.webhooks import Webhook
 
 
 # What needs no Redis is async: FastAPI would send it to a thread, which takes longer than it does.
@@ -48,24 +48,13 @@ def _checkpoint(checkpoint_id: str, service: ServiceOf, caller: CallerOf) -> Che
     return service.checkpoints.get(checkpoint_id, caller.sees)
 
 
+def _webhook(webhook_id: str, service: ServiceOf, caller: CallerOf) -> Webhook:
+    return service.webhooks.get(webhook_id, caller.sees)
+
+
 JobOf = Annotated[Job, Depends(_job)]
-"""The job of the path, if the caller may see it; else 404. The other two alike."""
+"""The job of the path, if the caller may see it; else 404. The others alike."""
 
 DatasetOf = Annotated[Dataset, Depends(_dataset)]
 CheckpointOf = Annotated[Checkpoint, Depends(_checkpoint)]
-
-MAX_WAIT_SECONDS = 60
-
-_WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])")
-
-
-async def _wait_seconds(
-    prefer: Annotated[
-        str | None, Header(description="`wait=N`: answer 200 with the result if it comes within N <= 60 seconds.")
-    ] = None,
-) -> int:
-    found = _WAIT.search(prefer or "")
-    return min(MAX_WAIT_SECONDS, int(found.group(1))) if found else 0
-
-
-WaitSeconds = Annotated[int, Depends(_wait_seconds)]
+WebhookOf = Annotated[Webhook, Depends(_webhook)]

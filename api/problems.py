@@ -14,9 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.errors import uri_of
 from api.redaction import redacted
 from flowpp.data import BadImages
+from worker.artifacts import DamagedArtifact
 from worker.connection import UNREACHABLE
+from worker.object_store import StoreUnavailable
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
 
 MEDIA_TYPE = "application/problem+json"
@@ -34,11 +37,11 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 has it."""
 
-    type: str = "about:blank"
+    type: str = Field(description="Leads to what is said of the code.", examples=[uri_of("invalid_request")])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
     detail: str = Field(description="A sentence: what was wrong, where, and what would be right.")
-    code: str = Field(description="Stable, for programs.", examples=["invalid_request"])
+    code: str = Field(description="Stable, for programs; /docs/errors lists all.", examples=["invalid_request"])
     instance: str = Field(description="The path of the request.")
     errors: list[FieldProblem] = []
 
@@ -67,6 +70,7 @@ def problem(
 ) -> JSONResponse:
     """The response for one problem."""
     content = Problem(
+        type=uri_of(code),
         title=HTTPStatus(status).phrase,
         status=status,
         detail=redacted(detail),
@@ -164,6 +168,17 @@ def install(app: FastAPI) -> None:
 
     for kind in UNREACHABLE:
         app.add_exception_handler(kind, unreachable)
+
+    @app.exception_handler(DamagedArtifact)
+    def damaged(request: Request, error: DamagedArtifact) -> JSONResponse:
+        logger.error("%s", error)
+        return problem(request, 500, "artifact_damaged", str(error))
+
+    @app.exception_handler(StoreUnavailable)
+    def store_unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
+        logger.error("%s", error)
+        detail = "the service cannot reach its artifact store; try again in a while"
+        return problem(request, 503, "store_unavailable", detail, headers={"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     def internal(request: Request, error: Exception) -> JSONResponse:

@@ -1,13 +1,15 @@
 """What goes over the wire, beside the records of worker."""
 
+from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowpp.config import ModelConfig, TrainingConfig
-from worker.jobs import Job
+from worker.jobs import Job, JobError, JobStatus, JobType
 from worker.paging import Page
+from worker.webhooks import WebhookEvent
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -94,3 +96,26 @@ class Health(BaseModel):
 
     status: Literal["ok", "unready"]
     missing: list[str] = Field([], description="What it waits for, in words.")
+
+
+class JobEventData(BaseModel):
+    """The job as it was when the event happened."""
+
+    id: str
+    object: Literal["job"]
+    type: JobType
+    status: JobStatus
+    attempt: int
+    metadata: dict[str, str]
+    error: JobError | None
+    result: dict[str, Any] | None = Field(description="Left out beyond 4 kB: get the job.")
+    event_id: str = Field(description="Of the same event at /v1/jobs/{id}/events.")
+    checkpoint: dict[str, Any] | None = Field(None, description="Of job.checkpoint: its id, step and metrics.")
+
+
+class JobEvent(BaseModel):
+    """What a webhook is sent."""
+
+    type: WebhookEvent
+    timestamp: datetime = Field(description="When it happened.")
+    data: JobEventData

@@ -104,6 +104,7 @@ def _save(parts: list[UploadFile], directory: Path) -> tuple[tuple[str, Path], .
         name = display_name(part.filename or "")
         with (folder / name).open("xb") as target:
             shutil.copyfileobj(part.file, target, 2**20)
+        part.file.close()  # the parser's own copy, which would take the disk's room twice
         saved.append((name, folder / name))
     return tuple(saved)
 

@@ -1,18 +1,27 @@
-"""A job on the terminal: a progress bar, or a line every few seconds where nobody can see a bar move."""
+"""A job on the terminal: its curve and a progress bar, or a line every few seconds where nobody can see them move."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from api import transport
 from api.client import Client, Event, Job
+from api.client.files import Report
+from api.curve import draw
 
 LINE_SECONDS = 5
+LEAST_COLUMNS, LEAST_LINES = 60, 16
+"""Of a terminal, for a curve to be drawn."""
+MOST_CURVE_LINES = 18
+
+TRAIN, VALIDATION = "train_bits_per_dim", "validation_bits_per_dim"
 
 
 @dataclass
@@ -23,92 +32,139 @@ class Figures:
     step: int = 0
     total: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    seconds_left: float | None = None
+    _begun: tuple[float, int] | None = None  # when and where the attempt told its first step
 
     def take(self, event: Event) -> None:
         if event.type == "status":
             self.status = event.data["status"]
+            self._begun = self.seconds_left = None
         elif event.type == "metrics":
-            self.metrics |= {name: value for name, value in event.data.items() if isinstance(value, int | float)}
-            if not self.step:
-                self.started = time.monotonic()  # what came before was waiting and initialization
+            told = {name: float(value) for name, value in event.data.items() if isinstance(value, int | float)}
+            self.metrics |= told
             self.step = int(self.metrics.get("step", self.step))
+            for name, points in self.curves.items():
+                if name in told and math.isfinite(told[name]):
+                    points.append((self.step, told[name]))
+            self._estimate(event.created_at)
+
+    def _estimate(self, now: float) -> None:
+        """By when the steps were done, not by when we heard of it: what is long past comes all at once."""
+        if self._begun is None:
+            self._begun = now, self.step
+            return
+        began, first = self._begun
+        if self.total is not None and self.step > first:
+            self.seconds_left = (now - began) / (self.step - first) * (self.total - self.step)
+
+    @property
+    def time_left(self) -> str:
+        return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
 
     def __str__(self) -> str:
         known = (
             ("images_per_second", "{:.0f} images/s"),
-            ("train_bits_per_dim", "train {:.3f}"),
-            ("validation_bits_per_dim", "validation {:.3f} bits/dim"),
+            (TRAIN, "train {:.3f}"),
+            (VALIDATION, "validation {:.3f} bits/dim"),
         )
         return "  ".join(text.format(self.metrics[name]) for name, text in known if name in self.metrics)
-
-    @property
-    def seconds_left(self) -> float | None:
-        if not self.step or self.total is None:
-            return None
-        return (time.monotonic() - self.started) / self.step * (self.total - self.step)
 
 
 def watch(client: Client, job_id: str, console: Console) -> Job:
     """Follows a job to its end on `console`, and returns it."""
     figures = Figures()
-    with (_bar if console.is_terminal else _lines)(console) as show:
+    seen = console.is_terminal and not console.is_dumb_terminal
+    with (_drawn if seen else _lines)(console, figures) as show:
         for event in client.jobs.events(job_id):
+            if event.type == "metrics" and figures.total is None:
+                progress = client.jobs.get(job_id).progress
+                figures.total = progress.total_steps if progress else None
             figures.take(event)
             if event.type == "warning":
                 console.print(f"warning: {event.data.get('message', event.data)}", markup=False)
             elif event.type == "status" and event.data.get("attempt", 0) > 1 and event.data["status"] == "running":
                 console.print(event.data.get("message"), markup=False, highlight=False, soft_wrap=True)
-            if event.type == "metrics" and figures.total is None:
-                figures.total = (client.jobs.get(job_id).progress or {}).get("total_steps")
-            show(figures)
+            show()
     return client.jobs.get(job_id)
 
 
 @contextmanager
-def uploading(console: Console, name: str) -> Iterator[transport.Progress | None]:
-    """A progress function for an upload, which draws a bar; None where nobody can see it."""
+def transfer(console: Console, what: str) -> Iterator[Report | None]:
+    """A function that draws a bar of bytes sent or received; none where nobody can see it."""
     if not console.is_terminal:
         yield None
         return
-    with Progress(TextColumn(f"uploading {name}"), BarColumn(), DownloadColumn(), console=console) as progress:
-        task = progress.add_task("")
-        yield lambda sent, total: progress.update(task, completed=sent, total=total)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Picture:
+    """The curve where there is room and something to draw, and the bar; drawn anew for the terminal as it is."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+        self._bar = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            expand=True,
+        )
+        self._task = self._bar.add_task("queued", total=None, left="")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        figures = self._figures
+        train, validation = list(figures.curves[TRAIN]), list(figures.curves[VALIDATION])
+        width, height = console.size
+        said = Text(str(figures))
+        if len(train) > 1 and width >= LEAST_COLUMNS and height >= LEAST_LINES:
+            yield draw(train, validation, width - 1, min(MOST_CURVE_LINES, height - 6))
+            said = Text.assemble(said, ("   ⠒⠒ train", "cyan"), ("   • validation", "yellow"))
+        yield said
+        self._bar.update(
+            self._task,
+            description=figures.status,
+            completed=figures.step,
+            total=figures.total,
+            left=figures.time_left,
+        )
+        yield self._bar
+
+
+class _Live(Live):
+    """Begins at the top where the size has changed: what was drawn before may lie anywhere then."""
+
+    _drawn_for: tuple[int, int] | None = None
+
+    def refresh(self) -> None:
+        size = (self.console.width, self.console.height)
+        if self._drawn_for not in (None, size):
+            self.console.clear()
+        self._drawn_for = size
+        super().refresh()
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[Figures], None]]:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description:9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("queued", total=None, figures="")
-
-        def show(figures: Figures) -> None:
-            progress.update(
-                task, description=figures.status, completed=figures.step, total=figures.total, figures=str(figures)
-            )
-
-        yield show
+def _drawn(console: Console, figures: Figures) -> Iterator[Callable[[], None]]:
+    with _Live(_Picture(figures), console=console, refresh_per_second=4):
+        yield lambda: None  # it is drawn by the clock, however fast events come
 
 
 @contextmanager
-def _lines(console: Console) -> Iterator[Callable[[Figures], None]]:
+def _lines(console: Console, figures: Figures) -> Iterator[Callable[[], None]]:
     last = ("", 0.0)
 
-    def show(figures: Figures) -> None:
+    def show() -> None:
         nonlocal last
         status, shown = last
         if figures.status == status and time.monotonic() - shown < LINE_SECONDS:
             return
         last = figures.status, time.monotonic()
         step = f"  step {figures.step}/{figures.total or '?'}" if figures.step else ""
-        left = figures.seconds_left
-        eta = "" if left is None else f"  {left:.0f} s left"
-        console.print(f"{figures.status}{step}  {figures}{eta}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+        said = f"{figures.status}{step}  {figures}  {figures.time_left}".rstrip()
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
 
     yield show

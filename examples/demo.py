@@ -20,7 +20,7 @@ from rich.console import Console
 
 from api.client import Client, Job, ProblemError
 from api.stack import Stack, StackError, exit_on_signals, lock
-from api.watch import uploading, watch
+from api.watch import transfer, watch
 from examples import photographs
 from flowpp.data import encode_png
 
@@ -68,7 +68,7 @@ def run(output: Path, steps: int | None, console: Console) -> Summary:
     with Stack(data, port=0) as stack, stack.guard(), Client(stack.url) as client:
         console.print(f"it answers on {stack.url}")
         archive = photographs.write(output / "photographs.npz")
-        with uploading(console, archive.name) as progress:
+        with transfer(console, f"uploading {archive.name}") as progress:
             dataset = client.datasets.upload(archive, progress)
         console.print(f"uploaded {dataset.num_images} patches of photographs, {dataset.num_validation} held out")
 

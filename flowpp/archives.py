@@ -247,7 +247,8 @@ def _checked_name(name: str) -> str:
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or parts[0].endswith(":"):
         raise BadImages("unsafe_archive", "leads out of the archive; names must be relative and without ..", name)
-    return "/".join(part for part in parts if part not in ("", "."))
+    plain = "/".join(part for part in parts if part not in ("", "."))
+    return name if plain == name else plain  # one string for both, of which there may be many
 
 
 def _is_junk(name: str) -> bool:
@@ -255,4 +256,5 @@ def _is_junk(name: str) -> bool:
 
 
 def _too_many(what: str, most: int) -> BadImages:
-    return BadImages(f"too_many_{what}", f"has more than the {most:,} {what} that are accepted")
+    code = "too_many_files" if what == "files" else "too_many_entries"
+    return BadImages(code, f"has more than the {most:,} {what} that are accepted")

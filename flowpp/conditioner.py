@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, glu, layer_norm, scaled_dot_product_attention
 
 from flowpp.config import Attention
-from flowpp.initialization import DataDependent
+from flowpp.initialization import DataDependent, normal
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Convolution(DataDependent):
         self, channels: int, filters: int, kernel: int, init_scale: float = 1.0, *, weight_norm: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(0.05 * torch.randn(filters, channels, kernel, kernel))
+        self.weight = nn.Parameter(normal(0.05, filters, channels, kernel, kernel))
         self.gain = nn.Parameter(torch.ones(filters)) if weight_norm else None
         self.bias = nn.Parameter(torch.zeros(filters))
         self.init_scale = init_scale
@@ -189,7 +189,7 @@ class Conditioner(nn.Module):
         channels, height, width = shape
         filters, weight_norm = layers.filters, layers.weight_norm
         # Without attention nothing reads it; the authors' models have it nevertheless, and their counts it.
-        self.position = nn.Parameter(0.01 * torch.randn(filters, height, width), layers.attention != "none")
+        self.position = nn.Parameter(normal(0.01, filters, height, width), layers.attention != "none")
         self.proj_in = Convolution(channels, filters, kernel=3, weight_norm=weight_norm)
         self.blocks = nn.ModuleList(Block(layers, context_filters=context_filters) for _ in range(blocks))
         self.output_elu = output_elu

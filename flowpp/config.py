@@ -31,14 +31,27 @@ def flow_shape(flow: tuple[str, ...], shape: Shape) -> Shape:
         here = f"stage {stage!r} of the flow meets images of {channels} channels, {height} x {width}"
         if stage == "squeeze":
             if height % 2 or width % 2:
-                raise ValueError(f"{here}: a squeeze needs an even height and width")
+                raise ValueError(f"{here}: a squeeze needs an even height and width; {_fitting(flow)}")
             channels, height, width = 4 * channels, height // 2, width // 2
         elif stage.startswith("columns"):
             if width % 2:
-                raise ValueError(f"{here}: a column split needs an even width")
+                raise ValueError(f"{here}: a column split needs an even width; {_fitting(flow)}")
         elif channels % 2:
             raise ValueError(f"{here}: a channel split needs an even number of channels; squeeze first")
     return channels, height, width
+
+
+def _fitting(flow: tuple[str, ...]) -> str:
+    """Which images the stages take, in words."""
+    scale, height, width = 1, 1, 1
+    for stage in flow:
+        if stage == "squeeze":
+            scale *= 2
+            height, width = scale, max(width, scale)
+        elif stage.startswith("columns"):
+            width = max(width, 2 * scale)
+    heights = f" and heights that are multiples of {height}" if height > 1 else ""
+    return f"this flow takes widths that are multiples of {width}{heights}"
 
 
 class Frozen(BaseModel):

@@ -24,7 +24,7 @@ from flowpp.archives import Member, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
 from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
-from flowpp.spool import Spool, arrange, check_form, too_many_images
+from flowpp.spool import PIECE_BYTES, Spool, arrange, check_form, too_many_images
 
 __all__ = [
     "BadImages",
@@ -42,7 +42,6 @@ __all__ = [
 
 IMAGES, MANIFEST = "images.npy", "manifest.json"
 
-_PIECE_BYTES = 2**23
 _MAX_MANIFEST_BYTES = 2**16
 
 
@@ -123,7 +122,7 @@ class ImageSet:
     def verify(self) -> None:
         """Reads all pixels; raises `BadImages` where their hash is not `sha256`."""
         digest = _digest(self.images.shape, self.num_validation)
-        for piece in _pieces(self.images, np.arange(self.num_images)):
+        for piece in _pieces(self.images):
             digest.update(piece)
         if digest.hexdigest() != self.sha256:
             raise _bad_image_set(self.directory, f"the pixels have another sha256 than {MANIFEST} says")
@@ -155,7 +154,7 @@ def build_image_set(
         for member in members(source, limits):
             for images in read_member(member, limits):
                 spool.append(member.name, images)
-        _write(unfinished, spool.images(), *arrange(spool.segments, validation_fraction))
+        _write(unfinished, spool, validation_fraction)
     return ImageSet.open(directory)
 
 
@@ -198,7 +197,7 @@ def read_images(files: Iterable[tuple[str, bytes]], limits: Limits = DEFAULT_LIM
 def content_sha256(images: np.ndarray) -> str:
     """The hash of images, uint8 [N, H, W, C]: that of an image set of them, all for training."""
     digest = _digest(images.shape, 0)
-    for piece in _pieces(images, np.arange(len(images))):
+    for piece in _pieces(images):
         digest.update(piece)
     return digest.hexdigest()
 
@@ -213,13 +212,15 @@ def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
         yield decode_image(member.read(limits.max_image_bytes), member.name, limits)[None]
 
 
-def _write(directory: Path, images: np.ndarray, order: np.ndarray, num_validation: int) -> None:
-    """Writes the `images` in `order`, then the manifest."""
-    shape = (len(order), *images.shape[1:])
+def _write(directory: Path, spool: Spool, validation_fraction: float | None) -> None:
+    """Writes the images in their order, then the manifest."""
+    form = spool.form()
+    order, num_validation = arrange(spool.segments, validation_fraction)
+    shape = (len(order), *form)
     digest = _digest(shape, num_validation)
     with new_file(directory / IMAGES) as file:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for piece in _pieces(images, order):
+        for piece in spool.read(order):
             file.write(piece)
             digest.update(piece)
     _, height, width, channels = shape
@@ -238,11 +239,11 @@ def _digest(shape: tuple[int, ...], num_validation: int) -> "hashlib._Hash":
     return hashlib.sha256(json.dumps({"shape": shape, "num_validation": num_validation}).encode())
 
 
-def _pieces(images: np.ndarray, order: np.ndarray) -> Iterator[bytes]:
-    """The pixels of `images[order]`, some megabytes at a time."""
-    length = max(1, _PIECE_BYTES // math.prod(images.shape[1:]))
-    for start in range(0, len(order), length):
-        yield images[order[start : start + length]].tobytes()
+def _pieces(images: np.ndarray) -> Iterator[bytes]:
+    """The pixels of `images`, some megabytes at a time."""
+    length = max(1, PIECE_BYTES // math.prod(images.shape[1:]))
+    for start in range(0, len(images), length):
+        yield images[start : start + length].tobytes()
 
 
 def _fingerprint(source: Path) -> str:

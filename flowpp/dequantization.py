@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowpp.conditioner import Block, Convolution, Layers, Precision
 from flowpp.config import Shape
+from flowpp.initialization import normal
 from flowpp.transforms import Columns, Transform, sum_dimensions
 
 
@@ -80,7 +81,7 @@ class ContextNetwork(nn.Module):
         self.columns = Columns()
         with_attention = layers.attention != "none"
         embedding = (layers.filters, height, width // 2)
-        self.position = nn.Parameter(0.01 * torch.randn(embedding)) if with_attention else None
+        self.position = nn.Parameter(normal(0.01, *embedding)) if with_attention else None
         self.proj_in = Convolution(2 * channels, layers.filters, kernel=3, weight_norm=layers.weight_norm)
         self.blocks = nn.ModuleList(Block(layers, gate_kernel=3) for _ in range(blocks))
         self.precision = Precision()

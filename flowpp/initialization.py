@@ -36,3 +36,13 @@ def initializing(module: nn.Module) -> Iterator[None]:
         for part in parts:
             part._initializing = False
         module.train(training)
+
+
+def normal(scale: float, *shape: int) -> Tensor:
+    """Draws of N(0, scale^2), of this shape.
+
+    On the meta device there are none: asking it for random numbers imports torch's compiler, which takes a second, as
+    long as all else that loading a model takes.
+    """
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else scale * empty.normal_()

@@ -1,5 +1,8 @@
 """Images gathered from many files into one temporary file, and the order in which a set holds them."""
 
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
@@ -13,8 +16,11 @@ _ROLES = {"train": "training", "training": "training", "validation": "validation
 _DEFAULT_FRACTION = 0.1
 _SPLIT_SEED = 0
 
+PIECE_BYTES = 2**22
+"""Read and hashed at a time, about."""
 
-@dataclass
+
+@dataclass(slots=True)
 class Segment:
     """The images of one file: `count` in the spool, from `start` on."""
 
@@ -58,12 +64,24 @@ class Spool:
             raise BadImages("too_large", f"the decoded images have more than the {most:,} bytes that are accepted")
         self._file.write(np.ascontiguousarray(images).data)
 
-    def images(self) -> np.ndarray:
-        """All images as they came, a memory map, uint8 [N, H, W, C]."""
+    def form(self) -> tuple[int, ...]:
+        """(H, W, C) of all images. Raises `BadImages` where there are none."""
         if not self._count:
             raise BadImages("no_images", "there are no images in it")
+        return self._form
+
+    def read(self, order: np.ndarray) -> Iterator[bytes]:
+        """The pixels of the images of these numbers, some megabytes at a time.
+
+        They are read, and not mapped: pages of a mapped file count as memory of the process, and stay.
+        """
         self._file.flush()
-        return np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._form))
+        size = math.prod(self._form)
+        length = max(1, PIECE_BYTES // size)
+        for start in range(0, len(order), length):
+            numbers = order[start : start + length]
+            runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)  # each is in one place
+            yield b"".join(os.pread(self._file.fileno(), len(run) * size, int(run[0]) * size) for run in runs)
 
 
 def check_form(name: str, form: tuple[int, ...], first: str, first_form: tuple[int, ...]) -> None:
@@ -81,14 +99,16 @@ def too_many_images(limits: Limits) -> BadImages:
 def arrange(segments: list[Segment], validation_fraction: float | None) -> tuple[np.ndarray, int]:
     """The spool's image numbers in the order of the set, int64 [N], and how many at the end are for validation."""
     segments = sorted(segments, key=lambda segment: segment.name)
-    order = np.concatenate([np.arange(s.start, s.start + s.count) for s in segments])
+    counts = np.array([segment.count for segment in segments])
+    skipped = np.array([segment.start for segment in segments]) - np.concatenate([[0], np.cumsum(counts)[:-1]])
+    order = np.repeat(skipped, counts) + np.arange(counts.sum())
     held_out = _named_split(segments)
     if held_out is None:
         chosen = _random_split(len(order), validation_fraction)
     elif validation_fraction is not None:
         raise BadImages("ambiguous_split", "the images bring their own validation part; leave validation_fraction out")
     else:
-        chosen = np.repeat(held_out, [s.count for s in segments])
+        chosen = np.repeat(held_out, counts)
     return np.concatenate([order[~chosen], order[chosen]]), int(chosen.sum())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from flowpp.initialization import DataDependent
+from flowpp.initialization import DataDependent, normal
 
 
 class Transform(nn.Module):
@@ -233,7 +233,9 @@ class Pointwise(Transform):
 
     def __init__(self, half_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(half_channels) + 0.001 * torch.randn(2, half_channels, half_channels))
+        self.weight = nn.Parameter(normal(0.001, 2, half_channels, half_channels))
+        with torch.no_grad():
+            self.weight.diagonal(dim1=1, dim2=2).add_(1)  # the identity, nearly
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._multiply(x, self.weight), self._log_det(x)

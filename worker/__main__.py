@@ -19,6 +19,7 @@ from worker.jobs import Queue
 from worker.presence import Presence
 from worker.queue import QUEUES
 from worker.reaper import Reaper
+from worker.recorder import Recorder
 from worker.service import Service
 from worker.settings import settings
 
@@ -30,7 +31,7 @@ def run(queue: Queue) -> int:
     """Answers the bells of a queue; the exit status."""
     name = f"{queue}@{socket.gethostname()}-{os.getpid()}"
     shutdown = threading.Event()
-    with Service(settings(), PATIENCE) as service, Reaper(service):
+    with Service(settings(), PATIENCE) as service, Reaper(service), Recorder(service):
         answer = _training(service, name, shutdown) if queue == "training" else _inference(service, name, shutdown)
         service.celery.task(answer, name=queue)
 

@@ -11,7 +11,7 @@ from redis import Redis
 
 from flowpp.config import Shape
 from flowpp.data import ImageSet
-from worker.artifacts import ArtifactStore, no_check
+from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
@@ -95,6 +95,7 @@ class Datasets:
         if answer == "in_use":
             raise Conflict("in_use", f"dataset {dataset_id} is used by a job that has not finished")
         self._store.delete(f"datasets/{dataset_id}")
+        delete_directory(self._cache / "datasets" / dataset_id)  # other machines' copies go with `flowpp gc`
 
     def open(self, dataset_id: str, check: Callable[[], None] = no_check) -> ImageSet:
         """The images, on this machine. Raises `NotFound`, `DamagedArtifact` and `flowpp.data.BadImages`.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 CHANNEL = "flowpp:finished"
 _AGAIN_SECONDS = 0.5
+_REMEMBERED = 4_096  # more than finish between the answer to a submission and the wait for it
 _LISTEN_SECONDS = 5.0
 
 
@@ -23,11 +24,14 @@ class Finished:
     def __init__(self, url: str) -> None:
         self._url = url
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._lately: OrderedDict[str, None] = OrderedDict()
 
     @contextmanager
     def of(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Set when the job has finished, if it does so while the block runs."""
+        """Set when the job has finished, while the block runs or shortly before."""
         event = asyncio.Event()
+        if job_id in self._lately:
+            event.set()
         self._waiting[job_id].add(event)
         try:
             yield event
@@ -56,8 +60,14 @@ class Finished:
                         while True:
                             message = await subscription.get_message(timeout=_LISTEN_SECONDS)
                             if message is not None:
-                                for event in self._waiting.get(message["data"], ()):
-                                    event.set()
+                                self._say(message["data"])
             except RedisError as error:
                 log.warning("no word of finished jobs until Redis gives it: %s", error)
             await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _say(self, job_id: str) -> None:
+        self._lately[job_id] = None
+        while len(self._lately) > _REMEMBERED:
+            self._lately.popitem(last=False)
+        for event in self._waiting.get(job_id, ()):
+            event.set()

@@ -1,16 +1,17 @@
 """The task that answers likelihood and sampling requests: in batches, on warm models."""
 
 import logging
-import tempfile
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from flowpp.devices import is_out_of_memory
+import torch
+
 from flowpp.model import FlowPP
-from worker.jobs import Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
+from worker.jobs import Job
 from worker.lease import Lease
+from worker.results import Results
 from worker.service import Service
 from worker.warm import WarmModels
 from worker.work import WORK, Work
@@ -43,12 +44,12 @@ class Inference:
         """Answers all that waits, and what comes shortly after."""
         works: list[Work] = []
         until = time.monotonic()
-        with Lease(self._service.jobs, []) as lease:
+        with Lease(self._service.jobs, []) as lease, Results(self._service, lease) as results:
             while works or not self._shutdown.is_set():
                 if not self._shutdown.is_set():
-                    works += self._begun(self._claim(works), lease)
+                    works += self._begun(self._claim(works), lease, results)
                 if works:
-                    works = self._step(works, lease)
+                    works = self._step(works, lease, results)
                     until = time.monotonic() + LINGER_SECONDS
                 elif time.monotonic() < until:
                     time.sleep(_LOOK_SECONDS)
@@ -57,10 +58,10 @@ class Inference:
 
     def answer(self, jobs: list[Job]) -> None:
         """Answers claimed jobs."""
-        with Lease(self._service.jobs, []) as lease:
-            works = self._begun(jobs, lease)
+        with Lease(self._service.jobs, []) as lease, Results(self._service, lease) as results:
+            works = self._begun(jobs, lease, results)
             while works:
-                works = self._step(works, lease)
+                works = self._step(works, lease, results)
 
     def _claim(self, works: list[Work]) -> list[Job]:
         """Jobs that the next batch has room for."""
@@ -77,7 +78,7 @@ class Inference:
             awake_seconds=_AWAKE_SECONDS,
         )
 
-    def _begun(self, jobs: list[Job], lease: Lease) -> list[Work]:
+    def _begun(self, jobs: list[Job], lease: Lease, results: Results) -> list[Work]:
         """What claimed jobs compute; those whose images cannot be had fail."""
         works = []
         for job in jobs:
@@ -87,41 +88,48 @@ class Inference:
                 works.append(WORK[job.type](self._service, job))
             except Exception as error:
                 log.exception("job %s cannot begin", job.id)
-                self._fail(job, lease, error)
+                results.fail(job, error)
         return works
 
-    def _step(self, works: list[Work], lease: Lease) -> list[Work]:
+    def _step(self, works: list[Work], lease: Lease, results: Results) -> list[Work]:
         """One batch, for the group that has waited longest; what is left to do, that group last."""
-        self._stop_unwanted(works, lease)
+        self._stop_unwanted(works, lease, results)
         works = [work for work in works if lease.holds(work.job)]
         if not works:
             return []
         mine = [work for work in works if work.job.group == works[0].job.group]
         others = [work for work in works if work.job.group != works[0].job.group]
-        self._compute(mine, lease)
-        return others + [work for work in mine if lease.holds(work.job)]
+        self._compute(mine, lease, results)
+        return others + [work for work in mine if work.left and lease.holds(work.job)]
 
-    def _compute(self, works: list[Work], lease: Lease) -> None:
+    def _compute(self, works: list[Work], lease: Lease, results: Results) -> None:
         """A batch of works of one group, or one of each of them, where together they fail."""
         try:
-            self._batch(works, lease)
+            computed, model = self._batch(works)
         except Exception as error:
             log.exception("a batch of %d jobs failed", len(works))
             if len(works) == 1:
-                self._fail(works[0].job, lease, error)
+                results.fail(works[0].job, error)
             else:
                 for work in works:
                     if lease.holds(work.job):
-                        self._compute([work], lease)
+                        self._compute([work], lease, results)
+        else:
+            results.tell(computed, model)
 
-    def _batch(self, works: list[Work], lease: Lease) -> None:
+    def _batch(self, works: list[Work]) -> tuple[list[Work], FlowPP]:
+        """Computes rows of works of one group; those that have got some, and the model."""
         model = self._model(works)
         kind = WORK[works[0].job.type]
         rows = _shares(works, max(1, self._batch_size // _samples(works[0])))
-        results = kind.compute(model, rows, self._batch_size)
-        for (work, _), row in zip(rows, results, strict=True):
+        for work, _ in rows:
+            if not work.rows:
+                work.pace.at(0)
+        with _threads(few=all(_size(work) <= self._batch_size for work in works)):
+            computed = kind.compute(model, rows, self._batch_size)
+        for (work, _), row in zip(rows, computed, strict=True):
             work.rows.append(row)
-        self._tell(list(dict.fromkeys(work for work, _ in rows)), model, lease)
+        return list(dict.fromkeys(work for work, _ in rows)), model
 
     def _model(self, works: list[Work]) -> FlowPP:
         """The works' model, loaded where it was not; what that took is in their results."""
@@ -132,64 +140,27 @@ class Inference:
             work.cold_start_seconds = round(time.monotonic() - started, 3)
         return model
 
-    def _stop_unwanted(self, works: list[Work], lease: Lease) -> None:
+    def _stop_unwanted(self, works: list[Work], lease: Lease, results: Results) -> None:
         """Lets go of jobs that are to be cancelled, that were lost, or for which there is no time any more."""
         for job in [work.job for work in works if lease.holds(work.job)]:
             if lease.lost(job):
                 lease.let_go(job)
                 continue
             unwanted = self._shutdown.is_set() or lease.wish(job) != "running"
-            if unwanted and self._end(job, lease, "stopped") == "queued":
+            if unwanted and results.end(job, "stopped") == "queued":
                 self._service.bells.ring("inference", job.id)
 
-    def _tell(self, works: list[Work], model: FlowPP, lease: Lease) -> None:
-        """Tells the results of jobs that are done, and the progress of the others; one that cannot be told fails."""
-        done = []
-        for work in [work for work in works if not work.left]:
-            try:
-                done.append((work.job, *self._written(work, model), Progress.at(work.count, work.count)))
-            except Exception as error:
-                log.exception("the result of job %s cannot be written", work.job.id)
-                self._fail(work.job, lease, error)
-        for job, *_ in done:
-            lease.let_go(job)
-        for (job, *_), status in zip(done, self._service.jobs.succeed(done) if done else (), strict=True):
-            if status is None:
-                log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
-        for work in [work for work in works if work.left]:
-            self._progress(work.job, Progress.at(len(work.rows), work.count), lease)
 
-    def _progress(self, job: Job, progress: Progress, lease: Lease) -> None:
-        try:
-            self._service.jobs.set_progress(job, progress)
-        except StaleAttempt as error:
-            log.warning("%s; what it did is dropped", error)
-            lease.let_go(job)
-
-    def _written(self, work: Work, model: FlowPP) -> tuple[dict[str, Any], str]:
-        """A work's result, and where its files are."""
-        with tempfile.TemporaryDirectory() as directory:
-            result = work.write(model, Path(directory)) | {"cold_start_seconds": work.cold_start_seconds}
-            if not work.leaves_files:
-                return result, ""
-            prefix = f"jobs/{work.job.id}/attempt-{work.job.attempt}"  # a stale attempt's are nobody's
-            self._service.store.put(prefix, Path(directory), work.job.model_dump(mode="json"))
-        return result, prefix
-
-    def _fail(self, job: Job, lease: Lease, error: Exception) -> None:
-        out_of_memory = is_out_of_memory(error)
-        code = "out_of_memory" if out_of_memory else "internal"
-        message = "out of memory on the inference worker" if out_of_memory else f"{type(error).__name__}: {error}"
-        self._end(job, lease, "failed", error=JobError(code=code, message=message))
-
-    def _end(self, job: Job, lease: Lease, outcome: Outcome, **what: Any) -> JobStatus | None:
-        """What the job now is; none where it was not this attempt's any more, which ends nobody else's batch."""
-        lease.let_go(job)
-        try:
-            return self._service.jobs.end(job, outcome, **what)
-        except StaleAttempt as error:
-            log.warning("%s; what it did is dropped", error)
-            return None
+@contextmanager
+def _threads(few: bool) -> Iterator[None]:
+    """Small requests leave half of the cores to those that receive and answer them: more would not make one faster."""
+    every = torch.get_num_threads()
+    if few:
+        torch.set_num_threads(max(1, every // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(every)
 
 
 def _samples(work: Work) -> int:

@@ -19,10 +19,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
+from worker.connection import redis_time
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
-from worker.transitions import Transitions, job_key
+from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
 
 JobType = Literal["training", "likelihood", "sampling"]
 JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
@@ -31,6 +32,9 @@ Outcome = Literal["succeeded", "failed", "stopped", "crashed"]
 
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 QUEUE_OF: dict[JobType, Queue] = {"training": "training", "likelihood": "inference", "sampling": "inference"}
+
+
+_EXPIRED = 200  # jobs deleted at a time
 
 
 class StaleAttempt(Exception):
@@ -57,6 +61,9 @@ class Progress(BaseModel):
     step: int
     total_steps: int
     percent_done: float = Field(ge=0, le=100)
+    estimated_finish_at: float | None = Field(
+        None, description="Unix seconds, by the pace of this attempt; none while the job does not run."
+    )
 
     @classmethod
     def at(cls, step: int, total_steps: int) -> "Progress":
@@ -76,6 +83,10 @@ class Job(BaseModel):
     created_at: float = Field(description="Unix seconds, as the other times.")
     started_at: float | None = Field(None, description="When the first attempt began.")
     finished_at: float | None = None
+    cancel_at: float | None = Field(None, description="When it is cancelled, if it has not finished: Cancel-After.")
+    expires_at: float | None = Field(
+        None, description="When it is deleted with its results: of likelihood and sampling jobs that have finished."
+    )
     attempt: int = Field(0, description="Attempts begun so far.")
     max_attempts: int
     request: dict[str, Any]
@@ -89,7 +100,7 @@ class Job(BaseModel):
     size: int = Field(1, exclude=True, description="How much of a batch it fills.")
     artifacts: str = Field("", exclude=True, description="Where in the store its artifacts are; empty: nowhere yet.")
     ended: str = Field("", exclude=True, description="Why the attempt before ended, in words.")
-    failures: int = Field(0, exclude=True, description="Attempts that count against `max_attempts`.")
+    failures: int = Field(0, exclude=True, description="Failed attempts since one made progress.")
 
     @property
     def finished(self) -> bool:
@@ -113,6 +124,9 @@ class NewJob:
     group: str = ""
     size: int = 1
     owner: str = LOCAL
+    total_steps: int | None = None
+    cancel_after: int | None = None
+    """Seconds."""
 
 
 def new_job_id() -> str:
@@ -122,9 +136,15 @@ def new_job_id() -> str:
 class Jobs:
     """The jobs of one Redis server."""
 
-    def __init__(self, redis: Redis, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        lease_seconds: float,
+        max_attempts: int,
+        result_ttl_seconds: int = RESULT_TTL_SECONDS,
+    ) -> None:
         self._redis: Any = redis  # its annotations do not know of decode_responses
-        self._scripts = Transitions(redis)
+        self._scripts = Transitions(redis, result_ttl_seconds)
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
 
@@ -149,15 +169,20 @@ class Jobs:
             "group": new.group,
             "size": str(new.size),
         }
+        if new.total_steps is not None:
+            fields["progress"] = Progress.at(0, new.total_steps).model_dump_json()
+        if new.cancel_after is not None:
+            fields["cancel_after"] = str(new.cancel_after)
         answer = self._scripts.submit(new.id, max_queued, max_jobs, claim, fields)
         if answer == "full":
             raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
         if answer == "quota":
             raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
-        if answer not in ("", "heard"):
-            kind = "dataset" if answer.startswith("ds_") else "checkpoint"
-            raise NotFound(f"{kind}_not_found", f"there is no {kind} {answer}")
-        return self.get(new.id), answer != "heard"
+        if isinstance(answer, str):
+            code = "dataset_not_found" if answer.startswith("ds_") else "checkpoint_not_found"
+            raise NotFound(code, f"there is no {code.removesuffix('_not_found')} {answer}")
+        heard, record = answer
+        return _parse(new.id, record), not heard
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
@@ -207,7 +232,10 @@ class Jobs:
         return self._ask("pause", job_id)
 
     def resume(self, job_id: str) -> Job:
-        """Puts a paused job back into the queue. Raises `NotFound`, `Conflict`."""
+        """Puts a paused job back into the queue; a training job that waits or runs already goes on doing so.
+
+        Raises `NotFound`, `Conflict`.
+        """
         return self._ask("resume", job_id)
 
     def delete(self, job_id: str) -> bool:
@@ -220,6 +248,15 @@ class Jobs:
     def deleting(self) -> list[str]:
         """The ids of jobs that are to be deleted as soon as they have ended."""
         return sorted(self._redis.smembers("flowpp:deleting"))
+
+    def cancel_due(self) -> list[str]:
+        """Cancels the jobs whose `cancel_at` has come; their ids."""
+        return self._scripts.cancel_due()
+
+    def expired(self) -> list[str]:
+        """The ids of jobs whose `expires_at` has come, some hundred at a time."""
+        now = redis_time(self._redis)
+        return list(self._redis.zrange("flowpp:expiring", "-inf", now, byscore=True, offset=0, num=_EXPIRED))
 
     def queue_position(self, job: Job) -> int | None:
         """How many jobs are before it in the queue; none where it does not wait."""
@@ -242,24 +279,26 @@ class Jobs:
         Jobs of the same group come with it as long as their sizes together fit into `capacity`. Of those larger than
         `large`, which do not count, at most `larges` are taken. For `awake_seconds` the worker promises to look again.
         """
-        ids = self._scripts.claim(queue, worker, self.lease_seconds, capacity, large, larges, awake_seconds)
-        return self._load(ids)
+        taken = self._scripts.claim(queue, worker, self.lease_seconds, capacity, large, larges, awake_seconds)
+        return [_parse(job_id, fields) for job_id, fields in taken]
 
     def sleep(self, queue: Queue, worker: str) -> bool:
         """Whether a worker that promised to look again may wait for a bell instead: nothing waits."""
         return self._scripts.sleep(queue, worker)
 
-    def renew(self, job: Job) -> JobStatus:
-        """Renews the lease of the job's attempt, and says what is wished of it. Raises `StaleAttempt`."""
-        return _current(job, self._scripts.renew(job.id, job.attempt, self.lease_seconds))
-
-    def status_of(self, job: Job) -> JobStatus:
-        """As `renew`, without renewing. Raises `StaleAttempt`."""
-        return _current(job, self._scripts.renew(job.id, job.attempt, 0))
+    def wishes(self, jobs: Sequence[Job], renew: bool = False) -> list[JobStatus | None]:
+        """What is wished of each job, none where its attempt is stale; the others' leases are renewed if so said."""
+        held = [(job.id, job.attempt) for job in jobs]
+        found: Any = self._scripts.renew(held, self.lease_seconds if renew else 0)
+        return list(found)
 
     def set_progress(self, job: Job, progress: Progress) -> None:
         """Raises `StaleAttempt`."""
         _current(job, self._scripts.set_field(job.id, job.attempt, "progress", progress.model_dump_json()))
+
+    def forgive(self, job: Job) -> None:
+        """Counts failures anew, since the attempt made progress. Raises `StaleAttempt`."""
+        _current(job, self._scripts.set_field(job.id, job.attempt, "failures", "0"))
 
     def set_artifacts(self, job: Job, prefix: str) -> None:
         """Says where in the store the job's artifacts are. Raises `StaleAttempt`."""
@@ -278,7 +317,7 @@ class Jobs:
 
         A job that was to be cancelled is cancelled. Else, succeeded and failed are what they say; one that stopped is
         paused where that was wished and queued again where not; one that crashed is queued again, and failed after
-        `max_attempts` crashes.
+        `max_attempts` crashes without progress between them.
         """
         (status,) = self._scripts.end([_ending(job, outcome, result=result, error=error, artifacts=artifacts)])
         return _current(job, status)
@@ -329,6 +368,8 @@ _JSON = ("request", "plan", "metadata", "progress", "result", "error")
 def _parse(job_id: str, fields: dict[str, str]) -> Job:
     values: dict[str, Any] = {**fields, "id": job_id}
     values |= {name: json.loads(fields[name]) for name in _JSON if fields.get(name)}
+    if values["status"] != "running" and "progress" in values:  # an attempt that is to stop estimates on
+        values["progress"].pop("estimated_finish_at", None)
     return Job.model_validate(values)
 
 

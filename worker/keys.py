@@ -3,10 +3,8 @@
 import hashlib
 import hmac
 import secrets
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
@@ -106,8 +104,7 @@ class Keys:
         )
         place = f"keys/{record.id}"
         try:
-            with tempfile.TemporaryDirectory() as empty:
-                self._store.put(place, Path(empty), record.model_dump(mode="json"))
+            self._store.put_record(place, record.model_dump(mode="json"))
             self._scripts.register("key", record.id, record.model_dump_json())
         except BaseException:
             self._store.delete(place)

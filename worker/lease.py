@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from worker.connection import UNREACHABLE
-from worker.jobs import Job, Jobs, JobStatus, StaleAttempt
+from worker.jobs import Job, Jobs, JobStatus
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ class Lease:
         look = 0
         while not self._ended.wait(pause):
             look += 1
-            for job in list(self._held.values()):
-                try:
-                    ask = self._jobs.status_of if look % looks else self._jobs.renew
-                    self._hear(job, ask(job))
-                except StaleAttempt:
-                    self._hear(job, None)
-                except UNREACHABLE as error:  # nobody else can have the job then; Redis will say when it is back
-                    log.warning("the lease of job %s was not renewed: %s", job.id, error)
+            held = list(self._held.values())
+            try:
+                wishes = self._jobs.wishes(held, renew=look % looks == 0)
+            except UNREACHABLE as error:  # nobody else can have the jobs then; Redis will say when it is back
+                log.warning("the leases of %d jobs were not renewed: %s", len(held), error)
+            else:
+                for job, wish in zip(held, wishes, strict=True):
+                    self._hear(job, wish)
 
     def _hear(self, job: Job, wish: JobStatus | None) -> None:
         with self._changing:

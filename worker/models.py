@@ -13,12 +13,14 @@ from redis import Redis
 
 from flowpp.checkpoint import read_manifest
 from flowpp.config import ModelConfig
-from worker.artifacts import ArtifactStore, no_check
+from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.jobs import Job, StaleAttempt
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
 from worker.transitions import Transitions, job_key
+
+_MOST_KNOWN = 1_024
 
 CHECKPOINT = "checkpoint"
 """The checkpoint's own directory within the stored one, since both have a manifest.json."""
@@ -55,6 +57,7 @@ class Checkpoints:
         self._redis: Any = redis  # its annotations do not know of decode_responses
         self._store = store
         self._cache = cache
+        self._known: dict[str, Checkpoint] = {}
         self._scripts = Transitions(redis)
 
     def register(self, directory: Path, job: Job | None = None, owner: str = LOCAL, claim: str = "") -> Checkpoint:
@@ -128,11 +131,12 @@ class Checkpoints:
     def resolve(self, model_id: str, owner: str | None = None) -> Checkpoint:
         """The checkpoint of this id, or a training job's best one. Raises `NotFound`, and `Conflict` where it has none.
 
+        A checkpoint may have been deleted since: the submission of a job that uses it says so.
         What is not of `owner`, if one is given, is not found.
         The best has the lowest validation bits/dim; where none was validated, it is the newest.
         """
         if not model_id.startswith("job_"):
-            return self.get(model_id, owner)
+            return self._known_one(model_id, owner)
         owner_of_job = self._redis.hget(job_key(model_id), "owner")
         if owner_of_job is None or owner not in (None, owner_of_job):
             raise NotFound("job_not_found", f"there is no job {model_id}")
@@ -140,6 +144,18 @@ class Checkpoints:
         if not found:
             raise Conflict("no_checkpoint", f"job {model_id} has no checkpoint yet")
         return best(found) or found[-1]
+
+    def _known_one(self, checkpoint_id: str, owner: str | None) -> Checkpoint:
+        """As `get`, of a record that was read before, since records do not change: each request asks for one."""
+        checkpoint = self._known.get(checkpoint_id)
+        if checkpoint is None:
+            checkpoint = self.get(checkpoint_id)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[checkpoint_id] = checkpoint
+        if owner not in (None, checkpoint.owner):
+            raise _not_found(checkpoint_id)
+        return checkpoint
 
     def fetch(self, checkpoint: Checkpoint, check: Callable[[], None] = no_check) -> Path:
         """The checkpoint's directory on this machine. Raises `NotFound` and `DamagedArtifact`.
@@ -162,7 +178,12 @@ class Checkpoints:
             raise _not_found(checkpoint.id)
         if answer == "in_use":
             raise Conflict("in_use", f"checkpoint {checkpoint.id} is used by a job that has not finished")
+        self.free(checkpoint)
+
+    def free(self, checkpoint: Checkpoint) -> None:
+        """Removes what is stored of a checkpoint that has no record any more, and this machine's copy."""
         self._store.delete(checkpoint.prefix)
+        delete_directory(self._cache / checkpoint.prefix)
 
     def _load(self, ids: Sequence[str]) -> Any:
         records = self._redis.mget([f"flowpp:checkpoint:{checkpoint_id}" for checkpoint_id in ids]) if ids else []

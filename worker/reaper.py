@@ -63,13 +63,17 @@ class Clock:
 
 
 def reap(service: Service, trusted: bool = True) -> list[str]:
-    """Ends attempts whose lease ran out, deletes what has ended and shall be, and rings as many bells as jobs wait.
+    """Ends attempts whose lease ran out, cancels and deletes what is due, and rings as many bells as jobs wait.
 
-    The ids of the jobs whose attempt was ended; none is while leases are not to be trusted.
+    The ids of the jobs whose attempt was ended; none is while Redis's clock is not to be trusted.
     """
     ended = service.jobs.reap(trusted and not _just_started(service))
     for job_id in ended:
         log.warning("job %s lost its worker: its lease ran out", job_id)
+    if trusted:
+        for job_id in service.jobs.cancel_due():
+            log.info("job %s is cancelled: its Cancel-After ran out", job_id)
+        service.delete_expired()
     service.delete_ended()
     for queue, name in QUEUES.items():
         for job_id in service.jobs.waiting(queue)[int(service.redis.llen(name)) :]:

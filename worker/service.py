@@ -30,6 +30,7 @@ from worker.record_images import MOST_IN_RECORD_BYTES, in_record
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.settings import Settings
+from worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,12 @@ class Service:
         self.redis = connect(settings.redis_url, redis_retries)
         self.store = ArtifactStore(settings.store_url)
         cache = settings.data_directory.absolute() / "cache"
-        self.jobs = Jobs(self.redis, settings.lease_seconds, settings.max_attempts)
+        self.jobs = Jobs(self.redis, settings.lease_seconds, settings.max_attempts, settings.result_ttl_seconds)
         self.events = Events(self.redis, settings.redis_url)
         self.datasets = Datasets(self.redis, self.store, cache)
         self.checkpoints = Checkpoints(self.redis, self.store, cache)
         self.keys = Keys(self.redis, self.store)
+        self.webhooks = Webhooks(self.redis, self.store)
         self.idempotency = Idempotency(self.redis)
         self.celery = celery(settings.redis_url)
         self.bells = Doorbells(self.celery)
@@ -69,10 +71,13 @@ class Service:
         self.redis.ping()
         self.store.check()
 
-    def submit_training(self, request: TrainingRequest, caller: Caller = ANYBODY, claim: str = "") -> Job:
+    def submit_training(
+        self, request: TrainingRequest, caller: Caller = ANYBODY, claim: str = "", cancel_after: int | None = None
+    ) -> Job:
         """Queues a training job. Raises `NotFound`, `Invalid`, `Conflict`, `OverQuota` and `QueueFull`.
 
-        As of the others, `caller` will be its owner and must own what it uses; `claim` is of an idempotency key.
+        As of the others, `caller` will be its owner and must own what it uses; `claim` is of an idempotency key; and
+        it is cancelled `cancel_after` seconds from now, if it has not finished.
         """
         self.check_bytes(caller)
         dataset = self.datasets.get(request.dataset, caller.sees)
@@ -82,7 +87,9 @@ class Service:
         if plan["training"]["num_processes"] > self.settings.max_processes:
             most = self.settings.max_processes
             raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
-        self._check_memory(ModelConfig(**plan["model"]), TrainingConfig(**plan["training"]))
+        training = TrainingConfig(**plan["training"])
+        self._check_memory(ModelConfig(**plan["model"]), training)
+        _check_batch(training, dataset)
         uses = [dataset.id]
         if request.resume_from is not None:
             checkpoint = self.checkpoints.resolve(request.resume_from, caller.sees)
@@ -91,7 +98,7 @@ class Service:
                 raise Invalid("wrong_model", message, "resume_from")
             plan["resume_from"] = checkpoint.id
             uses.append(checkpoint.id)
-        return self._submit(caller, claim, "training", request, plan, uses)
+        return self._submit(caller, claim, "training", request, plan, uses, cancel_after=cancel_after)
 
     def submit_likelihood(
         self,
@@ -100,6 +107,7 @@ class Service:
         names: Sequence[str] = (),
         caller: Caller = ANYBODY,
         claim: str = "",
+        cancel_after: int | None = None,
     ) -> Job:
         """Queues a likelihood job, for the request's dataset or for `images`, uint8 [N, H, W, C], with their names.
 
@@ -132,7 +140,9 @@ class Service:
         group = f"likelihood:{checkpoint.id}:{request.importance_samples}"
         size = count * request.importance_samples
         plan["num_images"] = count
-        return self._submit(caller, claim, "likelihood", request, plan, uses, group, size, (images, names))
+        return self._submit(
+            caller, claim, "likelihood", request, plan, uses, group, size, (images, names), cancel_after
+        )
 
     def submit_sampling(
         self,
@@ -141,6 +151,7 @@ class Service:
         names: Sequence[str] = (),
         caller: Caller = ANYBODY,
         claim: str = "",
+        cancel_after: int | None = None,
     ) -> Job:
         """Queues a sampling job; with two `images`, uint8 [2, H, W, C], an interpolation between them.
 
@@ -163,7 +174,8 @@ class Service:
             "between_images_sent": images is not None,
         }
         group = f"sampling:{checkpoint.id}"
-        return self._submit(caller, claim, "sampling", request, plan, uses, group, request.num_samples, (images, names))
+        size = request.num_samples
+        return self._submit(caller, claim, "sampling", request, plan, uses, group, size, (images, names), cancel_after)
 
     def _check_ends(
         self, request: SamplingRequest, images: np.ndarray | None, checkpoint: Checkpoint, caller: Caller
@@ -223,7 +235,8 @@ class Service:
     def resume(self, job_id: str) -> Job:
         """As `Jobs.resume`, and wakes a worker."""
         job = self.jobs.resume(job_id)
-        self.bells.ring(job.queue, job.id)
+        if job.status == "queued":
+            self.bells.ring(job.queue, job.id)
         return job
 
     def delete_job(self, job_id: str) -> bool:
@@ -235,7 +248,7 @@ class Service:
         if not self.jobs.delete(job_id):
             return False
         for checkpoint in checkpoints:
-            self.store.delete(checkpoint.prefix)
+            self.checkpoints.free(checkpoint)
         self.store.delete(f"jobs/{job_id}")
         shutil.rmtree(self.run_directory(job_id), ignore_errors=True)  # there is one where it was paused
         return True
@@ -250,6 +263,17 @@ class Service:
                 log.info("job %s was deleted by another process", job_id)
             except Conflict as error:  # tried again, when the reaper looks again
                 log.info("job %s is not deleted yet: %s", job_id, error)
+
+    def delete_expired(self) -> None:
+        """Removes the likelihood and sampling jobs that are older than their results are kept."""
+        for job_id in self.jobs.expired():
+            try:
+                self.store.delete(f"jobs/{job_id}")  # first, so that it is tried again where the store is away
+                self.delete_job(job_id)
+            except NotFound:
+                log.info("job %s was deleted by another process", job_id)
+            except OSError as error:
+                log.warning("job %s has expired and is not deleted yet: %s", job_id, error)
 
     def artifacts(self, job: Job) -> Manifest:
         """The files that a job has left. Raises `NotFound` where it has left none yet."""
@@ -272,12 +296,18 @@ class Service:
         group: str = "",
         size: int = 1,
         images: tuple[np.ndarray | None, Sequence[str]] = (None, ()),
+        cancel_after: int | None = None,
     ) -> Job:
         sent, names = images
         names = names or [f"{index:04d}" for index in range(0 if sent is None else len(sent))]
         if sent is not None and sent.nbytes <= MOST_IN_RECORD_BYTES:
             plan["images"] = in_record(sent, names)
-        new = NewJob(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size, caller.owner)
+        total = plan["training"]["steps"] if type == "training" else plan["num_images"]
+        new = NewJob(
+            *(new_job_id(), type, as_written(request), plan, request.metadata, uses, group, size, caller.owner),
+            total_steps=total,
+            cancel_after=cancel_after,
+        )
         inputs = f"jobs/{new.id}/input"
         try:
             if sent is not None and "images" not in plan:
@@ -313,6 +343,14 @@ def _plan_training(request: TrainingRequest, dataset: Dataset) -> dict[str, Any]
     except ValidationError as error:
         raise Invalid("invalid_configuration", describe(error), "training") from error
     return {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+
+
+def _check_batch(training: TrainingConfig, dataset: Dataset) -> None:
+    """Raises `Invalid` where a batch would hold images more than once."""
+    most = dataset.num_images - dataset.num_validation
+    if training.batch_size > most:
+        message = f"a batch of {training.batch_size:,} images is more than the {most:,} training images of {dataset.id}"
+        raise Invalid("batch_larger_than_dataset", f"{message}; choose {most:,} or less", "training.batch_size")
 
 
 def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint) -> None:

@@ -3,9 +3,10 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flowpp.data import Limits
 
@@ -33,7 +34,12 @@ class Settings(BaseSettings):
     max_bytes_per_owner: int = Field(1024 * 1024 * MiB, ge=1, description="Bytes of an owner's datasets, checkpoints.")
 
     lease_seconds: float = Field(15, gt=0, le=3600, description="A worker silent for so long has lost its job.")
-    max_attempts: int = Field(3, ge=1, le=100, description="Attempts that may fail before the job does.")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Attempts that may fail before the job does; counted anew where one stores a later checkpoint.",
+    )
     grace_seconds: float = Field(15, ge=0, le=3600, description="From SIGTERM to SIGKILL of a training process.")
 
     max_processes: int = Field(
@@ -53,8 +59,22 @@ class Settings(BaseSettings):
     max_samples: int = Field(10_000, ge=1, description="Samples that one request may ask for.")
     max_importance_samples: int = Field(4_096, ge=1, description="Importance samples an image.")
 
+    result_ttl_seconds: int = Field(
+        7 * 86_400, ge=60, description="So long after its end a likelihood or sampling job is deleted with its results."
+    )
+
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="Private networks that webhooks may point into, as 10.0.0.0/8, with commas between.",
+    )
+
     model_cache_bytes: int = Field(2048 * MiB, ge=0, description="Warm models' parameters in an inference worker.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images a forward pass in the inference worker.")
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
     def store_url(self) -> str:

@@ -21,9 +21,10 @@ from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, Result
 from worker import child
 from worker.artifacts import DamagedArtifact
 from worker.attempt import held, prepare, say_process
-from worker.jobs import TERMINAL, Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
+from worker.jobs import TERMINAL, Job, JobError, JobStatus, Outcome, StaleAttempt
 from worker.lease import Lease
 from worker.models import Checkpoint, best
+from worker.pace import Pace
 from worker.presence import own_memory
 from worker.refusals import Conflict
 from worker.service import Service
@@ -79,7 +80,7 @@ def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) ->
     except (BadImages, DamagedArtifact) as error:
         return service.jobs.end(job, "failed", error=JobError(code="bad_dataset", message=str(error)))
     service.events.append(job, "log", {"line": _begins(job, step)})
-    reporter = Reporter(service, job, run)
+    reporter = Reporter(service, job, run, step)
     process, out_of_memory = _supervise(service, job, run, reporter, asked)
     became, failure = outcome(run, process.status, process.asked)
     if failure is not None and out_of_memory:
@@ -213,7 +214,8 @@ def _store_artifacts(service: Service, job: Job, run: RunDirectory, name: str) -
 class Reporter:
     """Tells the service what appears in a run directory. Raises `StaleAttempt` from all of it."""
 
-    def __init__(self, service: Service, job: Job, run: RunDirectory) -> None:
+    def __init__(self, service: Service, job: Job, run: RunDirectory, began_at: int = 0) -> None:
+        self._began_at = began_at  # the step of the checkpoint that the attempt goes on from
         self._service = service
         self._job = job
         self._run = run
@@ -222,6 +224,7 @@ class Reporter:
         self._stored = {checkpoint.step: checkpoint for checkpoint in service.checkpoints.of_job(job.id)}
         self._artifacts = [job.artifacts] if job.artifacts else []  # the last that the job's record named
         self._recipe = job.plan["training"]
+        self._pace = Pace(self._recipe["steps"])
         self._store_again_at = 0.0
         self._looked_at: dict[str, int] = {}
         self._disk_full = False
@@ -229,8 +232,7 @@ class Reporter:
 
     def tell(self) -> None:
         """Appends new metrics and log lines to the events, and stores new checkpoints."""
-        for line in self._metrics.read():
-            self._tell_metrics(json.loads(line))
+        self._tell_metrics([json.loads(line) for line in self._metrics.read()])
         for line in self._log.read():
             if line.strip() and not line.startswith(b"{"):  # the child's JSON lines repeat its metrics
                 text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
@@ -284,13 +286,15 @@ class Reporter:
     def _catch_up(self) -> None:
         """Tells the metrics that the attempt before wrote and could not tell any more."""
         told = self._service.events.metrics(self._job.id)
-        for row in self._run.read_metrics():
-            if not told or row["step"] > told[-1]["step"]:
-                self._tell_metrics(row)
+        last = told[-1]["step"] if told else 0
+        self._tell_metrics([row for row in self._run.read_metrics() if row["step"] > last])
+        self._pace = Pace(self._recipe["steps"])  # of this attempt's steps alone
 
-    def _tell_metrics(self, row: dict[str, Any]) -> None:
-        self._service.events.append(self._job, "metrics", row)
-        self._service.jobs.set_progress(self._job, Progress.at(row["step"], self._recipe["steps"]))
+    def _tell_metrics(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self._service.events.append(self._job, "metrics", row)
+        if rows:
+            self._service.jobs.set_progress(self._job, self._pace.at(rows[-1]["step"]))
 
     def _store(self, path: Path, instead_of: Checkpoint | None) -> None:
         try:
@@ -299,6 +303,8 @@ class Reporter:
             log.info("%s was not stored: %s", path, error)
             return
         self._stored[checkpoint.step] = checkpoint
+        if checkpoint.step > self._began_at:
+            self._service.jobs.forgive(self._job)
         data = {"id": checkpoint.id, "step": checkpoint.step, "metrics": checkpoint.metrics}
         self._service.events.append(self._job, "checkpoint", data)
         if instead_of is not None:

@@ -10,16 +10,22 @@ flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
 flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
+flowpp:deadlines             sorted set of the ids of unfinished jobs by when they are cancelled
+flowpp:expiring              sorted set of the ids of finished jobs by when they are deleted
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
 flowpp:bytes                 hash: the bytes of each owner's datasets and checkpoints
+flowpp:changed               sorted set of the ids of jobs that are to be stored, or deleted there, by when they changed
+flowpp:recorder              whose turn it is to store them
+flowpp:rebuilding            there while `flowpp reindex` has not come to its end
 flowpp:finished              channel on which the id of each job that ends is published
 flowpp:created:<owner>:<key> what a request with this Idempotency-Key has created, or that one is under way
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -28,23 +34,45 @@ from redis import Redis
 MAX_EVENTS = 100_000
 """Events kept of a job, about; the oldest give way."""
 
+RESULT_TTL_SECONDS = 7 * 86_400
+"""For so long the results of likelihood and sampling jobs are kept."""
+
+_WEBHOOK_LIMITS = {
+    "MAX_WAITING": 10_000,  # deliveries of a webhook; events beyond are dropped, and counted
+    "MAX_ENDED": 100,  # deliveries of a webhook that are over and still shown
+    "MAX_AT_ONCE": 2,  # deliveries of a webhook, by all processes together
+    "MAX_RESULT": 4_096,  # bytes of a job's result that a delivery carries
+    "MAX_FAILING": 5 * 86_400,  # seconds of nothing but failures
+}
+
 
 def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
 
 
+@cache
 def _source(name: str) -> str:
     return (files("worker") / "lua" / f"{name}.lua").read_text()
+
+
+def _record(fields: Sequence[str]) -> dict[str, str]:
+    """A hash as a script gives it: names and values in turns."""
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> Any:
+    """A script of worker/lua, behind what all of them share."""
+    limits = {"MAX_EVENTS": MAX_EVENTS, "RESULT_TTL": result_ttl_seconds, **_WEBHOOK_LIMITS}
+    constants = "".join(f"local {constant} = {value}\n" for constant, value in limits.items())
+    return redis.register_script(constants + _source("prelude") + _source("webhooks") + _source(name))
 
 
 class Transitions:
     """The scripts of one Redis server. Those for workers answer None where the attempt is stale."""
 
-    def __init__(self, redis: Redis) -> None:
-        prelude = f"local MAX_EVENTS = {MAX_EVENTS}\n" + _source("prelude")
-
+    def __init__(self, redis: Redis, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> None:
         def script(name: str) -> Any:
-            return redis.register_script(prelude + _source(name))
+            return load_script(redis, name, result_ttl_seconds)
 
         self._submit = script("submit")
         self._redis: Any = redis  # its annotations do not know of decode_responses
@@ -55,8 +83,12 @@ class Transitions:
         self._append = script("append")
         self._end = script("end")
         self._reap = script("reap")
+        self._cancel_due = script("cancel_due")
         self._register = script("register")
         self._unregister = script("unregister")
+        self._recorded = script("recorded")
+        self._restore = script("restore")
+        self._restore_record = script("restore_record")
         self._asked = {
             "cancel": script("cancel"),
             "pause": script("pause"),
@@ -64,24 +96,33 @@ class Transitions:
             "delete": script("delete"),
         }
 
-    def submit(self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]) -> str:
-        """'' where the job is queued now, 'heard' where it is and each worker looks without a bell; else why it is not:
-        'full', 'quota', or the id of what it uses and does not exist."""
-        return self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
+    def submit(
+        self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]
+    ) -> str | tuple[bool, dict[str, str]]:
+        """Whether each worker looks without a bell, and the record of the job, which is queued now.
+
+        Else why it is not: 'full', 'quota', or the id of what it uses and does not exist.
+        """
+        answer = self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
+        return answer if isinstance(answer, str) else (bool(answer[0]), _record(answer[1]))
 
     def claim(
         self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
-    ) -> list[str]:
-        """The ids of the jobs that now run under a lease of `worker`."""
-        return self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
+    ) -> list[tuple[str, dict[str, str]]]:
+        """The ids and records of the jobs that now run under a lease of `worker`."""
+        taken = self._claim(args=[queue, worker, lease_seconds, capacity, large, larges, awake])
+        return [(job_id, _record(fields)) for job_id, fields in taken]
 
     def sleep(self, queue: str, worker: str) -> bool:
         """Whether nothing waits, so that the worker may wait for a bell."""
         return bool(self._sleep(args=[queue, worker]))
 
-    def renew(self, job_id: str, attempt: int, lease_seconds: float) -> str | None:
-        """The job's status; 0 seconds leave the lease as it is."""
-        return self._renew(args=[job_id, attempt, lease_seconds])
+    def renew(self, held: Sequence[tuple[str, int]], lease_seconds: float) -> list[str | None]:
+        """The statuses of jobs, each by its id and attempt; 0 seconds leave the leases as they are."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id, attempt in held:
+                self._renew(args=[job_id, attempt, lease_seconds], client=pipeline)
+            return pipeline.execute()
 
     def set_field(self, job_id: str, attempt: int, field: str, value: str) -> str | None:
         """The job's status."""
@@ -102,16 +143,33 @@ class Transitions:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""
         return self._reap(args=[lease_seconds, int(may_end)])
 
+    def cancel_due(self) -> list[str]:
+        """The ids of the jobs whose time to be cancelled has come: they are so now, or cancelling."""
+        return self._cancel_due()
+
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""
         return self._asked[transition](args=[job_id])
 
     def register(
-        self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0, claim: str = ""
+        self, kind: str, record_id: str, record: str, job_id: str = "", attempt: int = 0, claim: str = "", most: int = 0
     ) -> bool:
-        """Whether the record was written: one of a job only where the attempt is current."""
-        return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim]))
+        """Whether the record was written: one of a job only where the attempt is current, and not beyond the `most`
+        that its owner may have of the kind, if that is given."""
+        return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim, most]))
 
     def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
         """'deleted', 'missing' or 'in_use'."""
         return self._unregister(args=[kind, record_id, job_id])
+
+    def recorded(self, job_id: str, changed: str) -> str:
+        """Says that a job's record of `changed` is stored; which is to be deleted now: '' none, 'missing' all."""
+        return self._recorded(args=[job_id, changed])
+
+    def restore(self, job_id: str, fields: Mapping[str, str], lost: str) -> str:
+        """The status of a job whose events are there; the event of one that was held says `lost`."""
+        return self._restore(args=[job_id, json.dumps(fields), lost])
+
+    def restore_record(self, kind: str, record_id: str, record: str, sequence: int) -> bool:
+        """Whether a dataset, checkpoint or key was not there yet."""
+        return bool(self._restore_record(args=[kind, record_id, record, sequence]))

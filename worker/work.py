@@ -1,5 +1,6 @@
 """What an inference job computes: rows, of which a batch may hold several jobs', and files made of them."""
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from flowpp.sampling import (
 )
 from flowpp.seeds import seed_of
 from worker.jobs import Job
+from worker.pace import Pace
 from worker.record_images import from_record
 from worker.service import Service
 
@@ -38,6 +40,7 @@ class Work(ABC):
         self.count: int = job.plan["num_images"]
         self.seed: int = job.request["seed"]
         self.rows: list[Any] = []
+        self.pace = Pace(self.count)
         self.cold_start_seconds = 0.0
 
     @property
@@ -56,8 +59,12 @@ class Work(ABC):
         """The results of rows (work, index), in their order."""
 
     @abstractmethod
-    def write(self, model: FlowPP, directory: Path) -> dict[str, Any]:
-        """Writes the files of the finished work; the job's result."""
+    def result(self, model: FlowPP) -> dict[str, Any]:
+        """The job's result, of finished work."""
+
+    @abstractmethod
+    def write(self, model: FlowPP, directory: Path) -> None:
+        """Writes the files of finished work."""
 
 
 class LikelihoodWork(Work):
@@ -89,8 +96,24 @@ class LikelihoodWork(Work):
         seeds = [seed_of(work.seed, index) for work, index in works]
         return estimate(model, images, seeds, works[0][0].importance_samples, batch_size)
 
-    def write(self, model: FlowPP, directory: Path) -> dict[str, Any]:
-        scored = Likelihood(
+    def result(self, model: FlowPP) -> dict[str, Any]:
+        scored = self._scored(model)
+        result = scored.summary() | {"checkpoint": self.job.plan["checkpoint"]}
+        if self.count <= MOST_IN_RECORD:
+            result["images"] = list(scored.rows(self.names))
+        return result
+
+    def write(self, model: FlowPP, directory: Path) -> None:
+        self._scored(model).write(directory, self.names)
+        if self.job.request.get("bits_map"):
+            maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))
+            write_bits_map(directory, self.images, maps, self.names)
+        if self.job.request.get("latents"):
+            latents = np.concatenate(list(encode(model, self.images, self.seed)))
+            write_arrays(directory / "latents.npz", latents=latents, names=np.array(self.names))
+
+    def _scored(self, model: FlowPP) -> Likelihood:
+        return Likelihood(
             np.stack(self.rows),
             model.config.dimensions,
             self.importance_samples,
@@ -98,18 +121,6 @@ class LikelihoodWork(Work):
             model.checkpoint_sha256,
             self.sha256,
         )
-        if self.leaves_files:
-            scored.write(directory, self.names)
-        if self.job.request.get("bits_map"):
-            maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))
-            write_bits_map(directory, self.images, maps, self.names)
-        if self.job.request.get("latents"):
-            latents = np.concatenate(list(encode(model, self.images, self.seed)))
-            write_arrays(directory / "latents.npz", latents=latents, names=np.array(self.names))
-        result = scored.summary() | {"checkpoint": self.job.plan["checkpoint"]}
-        if self.count <= MOST_IN_RECORD:
-            result["images"] = list(scored.rows(self.names))
-        return result
 
 
 class SamplingWork(Work):
@@ -138,8 +149,10 @@ class SamplingWork(Work):
             self._latents_of_ends = latents_of_ends(model, self.ends, self.seed)
         return interpolate(*self._latents_of_ends, index / (self.count - 1))
 
-    def write(self, model: FlowPP, directory: Path) -> dict[str, Any]:
+    def write(self, model: FlowPP, directory: Path) -> None:
         write_samples(directory, np.stack(self.rows))
+
+    def result(self, model: FlowPP) -> dict[str, Any]:
         return {
             "num_samples": self.count,
             "temperature": self.job.request["temperature"],
@@ -153,8 +166,7 @@ def _images_sent(service: Service, job: Job) -> tuple[np.ndarray, list[str]]:
     """Images, uint8 [N, H, W, C], that came with the request, and their names."""
     if "images" in job.plan:
         return from_record(job.plan["images"])
-    with service.store.open(f"jobs/{job.id}/input", "images.npz") as file:
-        stored = np.load(file, allow_pickle=False)
+    with np.load(io.BytesIO(service.store.read(f"jobs/{job.id}/input", "images.npz")), allow_pickle=False) as stored:
         return stored["images"], stored["names"].tolist()
 
 

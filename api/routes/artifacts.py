@@ -20,6 +20,7 @@ from worker.service import Service
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _PIECE_BYTES = 2**20
+_MOST_AT_ONCE = 2**24  # bytes of a file that is verified before it is sent
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{1,18})|bytes=(\d{1,18})-")
 
 FILE = {
@@ -89,7 +90,10 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
 
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
 def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
-    """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard."""
+    """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard.
+
+    Of a file that was damaged in the store nothing is sent, or of a large one not the end.
+    """
     manifest: Manifest = service.artifacts(job)
     if name not in manifest.files:
         raise NotFound("artifact_not_found", f"job {job.id} has left no artifact {name[:256]!r}")
@@ -103,21 +107,28 @@ def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, condit
         media_type = "application/jsonl"
     if service.store.directory is not None:
         conditions.check(request, etag, file.bytes)
-        return FileResponse(service.store.directory / job.artifacts / name, media_type=media_type, headers=headers)
-    part = conditions.part(etag, file.bytes)
-    start, end = part or (0, file.bytes)
-    headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
-    if part:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
-    pieces = _pieces(service, job.artifacts, name, start, end)
-    return StreamingResponse(pieces, 206 if part else 200, media_type=media_type, headers=headers)
+        return FileResponse(service.store.path(job.artifacts, name), media_type=media_type, headers=headers)
+    headers["Accept-Ranges"] = "bytes"
+    if part := conditions.part(etag, file.bytes):
+        return _part(service, job.artifacts, name, *part, file.bytes, headers, media_type)
+    if file.bytes <= _MOST_AT_ONCE:
+        return Response(service.store.read(job.artifacts, name), media_type=media_type, headers=headers)
+    headers["Content-Length"] = str(file.bytes)  # a damaged one ends before it
+    return StreamingResponse(service.store.pieces(job.artifacts, name), media_type=media_type, headers=headers)
 
 
-def _pieces(service: Service, prefix: str, name: str, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a stored file from `start` to before `end`."""
-    with service.store.open(prefix, name) as file:
-        file.seek(start)
-        left = end - start
-        while left and (piece := file.read(min(_PIECE_BYTES, left))):
-            left -= len(piece)
-            yield piece
+def _part(
+    service: Service, prefix: str, name: str, start: int, end: int, size: int, headers: dict[str, str], media_type: str
+) -> Response:
+    """The bytes of a stored file from `start` to before `end`, which are not verified."""
+
+    def pieces() -> Iterator[bytes]:
+        with service.store.open(prefix, name) as file:
+            file.seek(start)
+            left = end - start
+            while left and (piece := file.read(min(_PIECE_BYTES, left))):
+                left -= len(piece)
+                yield piece
+
+    headers = headers | {"Content-Length": str(end - start), "Content-Range": f"bytes {start}-{end - 1}/{size}"}
+    return StreamingResponse(pieces(), 206, media_type=media_type, headers=headers)

@@ -1,9 +1,12 @@
 """Sampling jobs."""
 
+from functools import partial
+
 from fastapi import APIRouter
 
 from api.answers import AnswerOf
 from api.bodies import openapi, submit
+from api.deadlines import CancelAfter
 from api.idempotency import CreationOf
 from api.schemas import JobObject
 from worker.requests import SamplingRequest
@@ -24,10 +27,11 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def sample(creation: CreationOf, answer: AnswerOf) -> JobObject:
+async def sample(creation: CreationOf, answer: AnswerOf, cancel_after: CancelAfter) -> JobObject:
     """Draw images (JSON), or interpolate between two: of a dataset (JSON), or in the request (multipart).
 
     The artifacts are grid.png, samples.npz and png/0000.png, ...
     """
-    job = await submit(creation, SamplingRequest, creation.service.submit_sampling)
+    wanted = partial(creation.service.submit_sampling, cancel_after=cancel_after)
+    job = await submit(creation, SamplingRequest, wanted)
     return await answer(job)

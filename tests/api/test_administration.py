@@ -1,4 +1,4 @@
-"""`flowpp keys`, beside a running stack, beside a resting one, and with a Redis server of the environment."""
+"""`flowpp keys`, `reindex` and `gc`, beside a running stack, a resting one, and with the environment's Redis server."""
 
 import json
 import os
@@ -70,3 +70,32 @@ def test_what_is_wrong_is_said(arguments: list[str], said: str, tmp_path: Path) 
     run = flowpp("keys", "create", *arguments, "--data", tmp_path / "none")
     assert run.returncode in (1, 2)
     assert said in " ".join(run.stderr.split())
+
+
+def test_garbage_is_collected_but_not_from_a_store_of_which_redis_knows_nothing(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        there = {"FLOWPP_REDIS_URL": server.url, "FLOWPP_DATA_DIRECTORY": str(tmp_path)}
+        assert flowpp("keys", "create", "--owner", "alice", **there).returncode == 0
+        left = tmp_path / "store" / "datasets" / "ds_left" / "images.npy"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(bytes(1000))
+        assert json.loads(flowpp("gc", "--json", **there).stdout) == {"bytes": 0, "dry_run": False, "garbage": []}
+        os.utime(left, (0, 0))
+        garbage = [{"name": "datasets/ds_left", "bytes": 1000}]
+        would = flowpp("gc", "--json", "--dry-run", **there)
+        assert json.loads(would.stdout) == {"bytes": 1000, "dry_run": True, "garbage": garbage}
+        collected = flowpp("gc", **there)
+        assert (collected.stdout, collected.stderr) == ("datasets/ds_left  1,000\n", "1,000 bytes were freed\n")
+        assert not left.parent.exists()
+    with RedisServer(tmp_path / "another") as server:
+        there["FLOWPP_REDIS_URL"] = server.url
+        refused = flowpp("gc", **there)
+        assert refused.returncode == 2
+        assert "flowpp reindex" in refused.stderr
+        rebuilt = flowpp("reindex", **there)
+        assert (rebuilt.returncode, rebuilt.stdout) == (0, "1 keys, 0 datasets, 0 checkpoints, 0 jobs\n")
+        again = flowpp("reindex", **there)
+        assert again.returncode == 2
+        assert "Redis has records" in again.stderr
+        assert flowpp("gc", **there).returncode == 0
+        assert "alice" in flowpp("keys", "list", **there).stdout

@@ -28,7 +28,8 @@ with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as clien
     assert client.get("/v1/presets").status_code == 200
     with open(sys.argv[1], "rb") as file:
         dataset = client.post("/v1/datasets", files={"file": ("image.png", file)}).json()
-    job = client.post("/v1/training-jobs", json={"dataset": dataset["id"], "model": {"preset": "tiny"}})
+    wanted = {"dataset": dataset["id"], "model": {"preset": "tiny"}, "training": {"batch_size": 1}}
+    job = client.post("/v1/training-jobs", json=wanted)
     print(job.status_code)
 server.should_exit = True
 thread.join()

@@ -14,6 +14,7 @@ from tests.api.conftest import Serve
 from worker.keys import Caller, NewKey, Quota
 from worker.requests import TrainingRequest
 from worker.service import Service
+from worker.webhooks import NewWebhook
 
 
 @pytest.fixture
@@ -72,7 +73,9 @@ def test_what_is_another_owners_is_not_there(
     checkpoint = service.checkpoints.register(saved_model, owner="alice")
     wanted = TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}})
     job = service.submit_training(wanted, Caller("alice", frozenset({"submit"})))
+    webhook = service.webhooks.create(NewWebhook(url="https://example.com"), "alice")
     ids = {"job_id": job.id, "dataset_id": dataset.id, "checkpoint_id": checkpoint.id, "name": "grid.png"}
+    ids["webhook_id"] = webhook.id
     document = guarded.get("/openapi.json").json()
     tried = 0
     for path, operations in document["paths"].items():
@@ -83,7 +86,7 @@ def test_what_is_another_owners_is_not_there(
             assert response.status_code == 404, (method, path, response.text)
             assert alice["Authorization"] not in response.text
             tried += 1
-    assert tried >= 14
+    assert tried >= 18
     for body in (
         ("/v1/training-jobs", {"dataset": dataset.id, "model": {"preset": "tiny"}}),
         ("/v1/likelihood-jobs", {"model": checkpoint.id, "dataset": dataset.id}),
@@ -92,7 +95,7 @@ def test_what_is_another_owners_is_not_there(
         ("/v1/sampling-jobs", {"model": job.id}),
     ):
         assert guarded.post(body[0], json=body[1], headers=bob).status_code == 404, body
-    for things in ("jobs", "datasets", "checkpoints"):
+    for things in ("jobs", "datasets", "checkpoints", "webhooks"):
         assert guarded.get(f"/v1/{things}", headers=bob).json()["data"] == []
         for who in (alice, admin):
             (seen,) = guarded.get(f"/v1/{things}", headers=who).json()["data"]

@@ -1,23 +1,45 @@
 """The `flowpp` command as a user types it: what it prints, and its exit codes."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from api.client import Client, Job
 from api.stack import Stack
+from flowpp import FlowPP
+from flowpp.data import encode_png
+from tests.api.busy_server import Reply, busy_server
 from worker.redis_server import free_port
 
 
-def flowpp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def flowpp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from api.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    own = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=own)
+
+
+def printed(*arguments: str | Path) -> Any:
+    """The one JSON document that the command prints."""
+    result = flowpp(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def lines(*arguments: str | Path) -> list[Any]:
+    """The JSON documents that the command prints, a line each."""
+    result = flowpp(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -25,69 +47,160 @@ def flowpp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     [
         (["serve", "--port", "70000"], "65535"),
         (["datasets", "upload", "no-such-file.zip"], "no-such-file.zip"),
-        (["train", "dataset_x", "--set", "filters=8"], "write model.NAME=VALUE"),
-        (["train", "dataset_x", "--steps", "0"], "--steps"),
+        (["train", "ds_x", "--set", "filters=8"], "write model.NAME=VALUE"),
+        (["train", "ds_x", "--steps", "0"], "--steps"),
+        (["train", "ds_x", "--metadata", "me"], "--metadata me: write NAME=VALUE"),
+        (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give image files or --dataset"),
+        (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
+        (["jobs", "list", "--url", "localhost:8000"], "'localhost:8000' is no url of a service"),
     ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
     result = flowpp(*arguments)
     assert result.returncode == 2
-    assert sentence in result.stderr
+    assert sentence in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+    assert not result.stdout
 
 
-def test_no_service_is_a_sentence_and_exit_code_1() -> None:
+def test_no_service_is_a_sentence_and_exit_code_3() -> None:
     result = flowpp("jobs", "list", "--url", f"http://127.0.0.1:{free_port()}")
-    assert result.returncode == 1
+    assert result.returncode == 3
     assert "Is `flowpp serve` running" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_refusal_of_the_service_is_its_sentence_and_exit_code_2(stack: Stack) -> None:
-    result = flowpp("jobs", "show", "job_no_such", "--url", stack.url)
-    assert result.returncode == 2
-    assert "job_no_such" in result.stderr
+def test_what_is_no_service_of_ours_is_a_sentence_and_exit_code_1() -> None:
+    with busy_server(Reply(200, b"<html>")) as (url, _):
+        result = flowpp("jobs", "list", "--url", url)
+    assert result.returncode == 1
+    assert "is no flowpp service" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_upload_train_score_sample_and_download(stack: Stack, client: Client, archive: Path, tmp_path: Path) -> None:
-    at = ("--url", stack.url)
-    dataset = json.loads(flowpp("datasets", "upload", archive, *at).stdout)["id"]
-    assert dataset in flowpp("datasets", "list", *at).stdout
+def test_a_refusal_of_the_service_is_its_sentence_once_and_exit_code_2(stack: Stack) -> None:
+    result = flowpp("jobs", "show", "job_no_such", "--url", stack.url)
+    assert result.returncode == 2
+    assert result.stderr == "flowpp: there is no job job_no_such (job_not_found)\n"
+    refused = flowpp("train", "ds_no_such", "--preset", "huge", "--url", stack.url)
+    assert refused.returncode == 2
+    assert refused.stderr.count("unknown preset") == 1
+    unknown = flowpp("train", "ds_no_such", "--preset", "tiny", "--url", stack.url)
+    assert (unknown.returncode, unknown.stderr.count("there is no dataset ds_no_such")) == (2, 1)
 
-    train = flowpp("train", dataset, "--preset", "tiny", "--set", "model.filters=4", *at)
+
+def test_the_key_of_the_environment_is_sent_and_not_shown() -> None:
+    with busy_server(Reply(401, b'{"code": "unauthenticated", "detail": "no such key"}')) as (url, sent):
+        result = flowpp("jobs", "show", "job_1", FLOWPP_URL=url, FLOWPP_API_KEY="flowpp_secret")
+        flowpp("jobs", "show", "job_1", "--key", "flowpp_other", "--url", url)
+    assert (result.returncode, "no such key" in result.stderr) == (2, True)
+    assert [request.headers["authorization"] for request in sent] == ["Bearer flowpp_secret", "Bearer flowpp_other"]
+    told = result.stdout + result.stderr + flowpp("jobs", "show", "--help", FLOWPP_API_KEY="flowpp_secret").stdout
+    assert "secret" not in told
+
+
+def test_help_tells_the_exit_codes() -> None:
+    said = " ".join(flowpp("--help").stdout.split())
+    assert "3 the service cannot be reached; 4 the job was cancelled; 130 stopped by Ctrl-C." in said
+
+
+def test_upload_train_score_sample_and_download(
+    stack: Stack, client: Client, archive: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    at = ("--url", stack.url)
+    uploaded = flowpp("datasets", "upload", archive, *at)
+    dataset = uploaded.stdout.strip()
+    assert uploaded.stderr == "uploaded 48 images of 3x32x32, of them 16 for validation\n"
+    assert dataset in flowpp("datasets", "list", *at).stdout
+    assert "32x32" not in flowpp("datasets", "show", dataset, *at).stdout.splitlines()[0]
+
+    train = flowpp("train", dataset, "--preset", "tiny", "--set", "model.filters=4", "--metadata", "who=me", *at)
     assert train.returncode == 0, train.stderr
-    job = train.stdout.splitlines()[0]
+    job = train.stdout.strip()
     assert client.jobs.get(job).request["model"]["filters"] == 4
     assert "running" in train.stderr
-    assert "bits/dim" in train.stderr
+    assert "best checkpoint ckpt_" in train.stderr
+    assert f"{job}  training  succeeded  100%" in flowpp("jobs", "list", "--metadata", "who=me", *at).stdout
 
-    score = flowpp("likelihood", job, "--dataset", dataset, *at)
+    for index, image in enumerate(images[:2]):
+        (tmp_path / f"{index}.png").write_bytes(encode_png(image))
+    score = flowpp("likelihood", job, tmp_path / "0.png", tmp_path / "1.png", *at)
     assert score.returncode == 0, score.stderr
-    assert json.loads(score.stdout)["bits_per_dim"] > 0
+    assert re.findall(r"^(\S+|mean of 2) +\d+\.\d{4}", score.stdout, re.MULTILINE) == ["0.png", "1.png", "mean of 2"]
 
-    sample = flowpp("sample", job, "-n", "4", "-o", tmp_path / "grid.png", *at)
+    sample = flowpp("sample", job, "-n", "4", "-o", tmp_path / "samples", *at)
     assert sample.returncode == 0, sample.stderr
-    with Image.open(tmp_path / "grid.png") as image:
+    assert sample.stdout.strip() == str(tmp_path / "samples" / "grid.png")
+    files = sorted(path.relative_to(tmp_path / "samples").as_posix() for path in (tmp_path / "samples").rglob("*.*"))
+    assert files == ["grid.png", "png/0000.png", "png/0001.png", "png/0002.png", "png/0003.png", "samples.npz"]
+    with Image.open(tmp_path / "samples" / "grid.png") as image:
         image.verify()
 
-    checkpoint = flowpp("checkpoints", "list", *at).stdout.split()[0]
-    assert flowpp("checkpoints", "download", checkpoint, "-o", tmp_path / "checkpoint", *at).returncode == 0
-    assert (tmp_path / "checkpoint").stat().st_size > 1_000
+    checkpoint = flowpp("checkpoints", "list", "--job", job, *at).stdout.split()[0]
+    assert flowpp("checkpoints", "download", checkpoint, "-o", tmp_path / "model", *at).returncode == 0
+    assert FlowPP.load(tmp_path / "model").config.filters == 4
+    assert flowpp("checkpoints", "download", checkpoint, "-o", tmp_path / "model.zip", *at).returncode == 0
+    assert (tmp_path / "model.zip").read_bytes().startswith(b"PK")
+    assert flowpp("checkpoints", "delete", checkpoint, *at).returncode == 0
+    assert flowpp("checkpoints", "show", checkpoint, *at).returncode == 2
+
+
+def test_json_is_all_that_a_program_reads(
+    stack: Stack, trained: Job, archive: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    at = ("--url", stack.url)
+    dataset = printed("datasets", "upload", archive, *at)["id"]
+    assert printed("datasets", "show", dataset, *at)["num_images"] == 48
+    assert dataset in [each["id"] for each in lines("datasets", "list", *at)]
+
+    job = printed("train", dataset, "--preset", "tiny", "--steps", "5", *at)
+    assert (job["status"], job["result"]["step"]) == ("succeeded", 5)
+    assert [event["type"] for event in lines("jobs", "watch", job["id"], *at)].count("metrics") > 1
+    assert printed("jobs", "show", job["id"], *at) == job
+    assert len(lines("jobs", "list", "--limit", "2", *at)) == 2
+    assert "begins" in lines("jobs", "logs", job["id"], *at)[0]["line"]
+    assert [each["status"] for each in lines("jobs", "attempts", job["id"], *at)] == ["succeeded"]
+    assert "training_curve.png" in [each["name"] for each in lines("jobs", "artifacts", job["id"], *at)]
+    (saved,) = lines("jobs", "download", job["id"], "training_curve.png", "-o", tmp_path / "files", *at)
+    assert Path(saved["path"]).read_bytes().startswith(b"\x89PNG")
+
+    for index, image in enumerate(images[:2]):
+        (tmp_path / f"{index}.png").write_bytes(encode_png(image))
+    two = (tmp_path / "0.png", tmp_path / "1.png")
+    scored = printed("likelihood", job["id"], *two, *at)["result"]
+    assert [image["name"] for image in scored["images"]] == ["0.png", "1.png"]
+    assert all(image["bits_per_dim"] > 0 for image in scored["images"])
+    many = [tmp_path / f"many{index}.png" for index in range(34)]
+    for index, path in enumerate(many):
+        path.write_bytes(encode_png(images[index]))
+    each = printed("likelihood", job["id"], *many, *at)["result"]["images"]
+    assert [image["name"] for image in each] == [path.name for path in many], "more than a job's result holds"
+    assert each[0]["bits_per_dim"] > 0
+    way = printed("sample", job["id"], "--interpolate", *two, "-n", "5", "-o", tmp_path / "way", *at)
+    assert (way["status"], len(list((tmp_path / "way" / "png").iterdir()))) == ("succeeded", 5)
+
+    assert "tiny" in [preset["id"] for preset in lines("presets", "list", *at)]
+    (checkpoint, *_) = lines("checkpoints", "list", "--job", job["id"], *at)
+    assert printed("checkpoints", "show", checkpoint["id"], *at) == checkpoint
+    path = printed("checkpoints", "download", checkpoint["id"], "-o", tmp_path / "model", *at)["path"]
+    assert (Path(path) / "manifest.json").exists()
+    assert printed("checkpoints", "delete", checkpoint["id"], *at) == {"id": checkpoint["id"], "deleted": True}
+    assert printed("jobs", "delete", job["id"], *at)["deleted"]
+    assert printed("datasets", "delete", dataset, *at)["deleted"]
 
 
 def test_a_cancelled_job_is_listed_shown_and_watched_as_cancelled(stack: Stack, client: Client, trained: Job) -> None:
     at = ("--url", stack.url)
     dataset = trained.request["dataset"]
-    started = flowpp("train", dataset, "--preset", "tiny", "--steps", "100000", "--no-watch", *at)
+    started = flowpp("train", dataset, "--preset", "tiny", "--steps", "100000", "--detach", *at)
     job = started.stdout.strip()
     assert flowpp("jobs", "cancel", job, *at).returncode == 0
     watched = flowpp("jobs", "watch", job, *at)
-    assert watched.returncode == 1
+    assert watched.returncode == 4, "which is no failure"
     assert f"job {job} is cancelled" in watched.stderr
-    assert json.loads(flowpp("jobs", "show", job, *at).stdout)["status"] == "cancelled"
+    assert printed("jobs", "show", job, *at)["status"] == "cancelled"
     assert f"{job}  training  cancelled" in flowpp("jobs", "list", "--status", "cancelled", *at).stdout
 
 
@@ -95,15 +208,57 @@ def test_a_job_is_paused_resumed_and_deleted_while_it_runs(stack: Stack, client:
     at = ("--url", stack.url)
     warm = ("--resume-from", trained.id)
     dataset = trained.request["dataset"]
-    job = flowpp("train", dataset, "--preset", "tiny", "--steps", "100000", *warm, "--no-watch", *at).stdout.strip()
+    job = flowpp("train", dataset, "--preset", "tiny", "--steps", "100000", *warm, "--detach", *at).stdout.strip()
     assert flowpp("jobs", "pause", job, *at).stdout.strip() in ("pausing", "paused")
     until(lambda: client.jobs.get(job).status == "paused")
     assert flowpp("jobs", "resume", job, *at).stdout.strip() == "queued"
-    until(lambda: (client.jobs.get(job).progress or {}).get("step", 0) > 0)
+    until(lambda: (progress := client.jobs.get(job).progress) is not None and progress.step > 0)
     assert flowpp("jobs", "delete", job, *at).returncode == 0
     until(lambda: job not in {each.id for each in client.jobs.list()})
     gone = flowpp("jobs", "show", job, *at)
     assert (gone.returncode, f"there is no job {job}" in gone.stderr) == (2, True)
+
+
+COMPLETIONS = [
+    ("flowpp jo", ["jobs"]),
+    ("flowpp jobs pa", ["pause"]),
+    ("flowpp train x --preset imagenet64", ["imagenet64", "imagenet64-5bit"]),
+    ("flowpp checkpoints upload x.npz --preset c", ["cifar10"]),
+    ("flowpp train x --det", ["--detach"]),
+]
+
+
+def completed(text: str, **environment: str) -> list[str]:
+    """What bash suggests for the last word."""
+    words = {"COMP_WORDS": text, "COMP_CWORD": str(len(text.split(" ")) - 1)}
+    return flowpp(_FLOWPP_COMPLETE="complete_bash", **words, **environment).stdout.splitlines()
+
+
+@pytest.mark.parametrize(("text", "suggestions"), COMPLETIONS)
+def test_the_shell_completes_commands_options_and_presets(text: str, suggestions: list[str]) -> None:
+    assert completed(text)[: len(suggestions)] == suggestions
+
+
+def test_the_shell_completes_ids_and_says_nothing_where_no_service_is(stack: Stack, trained: Job) -> None:
+    assert trained.id in completed("flowpp sample job_", FLOWPP_URL=stack.url)
+    assert completed(f"flowpp jobs show {trained.id[:12]}", FLOWPP_URL=stack.url)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    assert "".join(completed("flowpp sample job_", FLOWPP_URL=nobody)) == ""
+
+
+def test_completion_is_installed_where_bash_finds_it(tmp_path: Path) -> None:
+    own = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    for shell in ("bash", "zsh", "fish"):
+        assert "_FLOWPP_COMPLETE" in flowpp("--show-completion", shell, **own).stdout
+    assert flowpp("--install-completion", "bash", **own).returncode == 0
+    registered = subprocess.run(
+        ["bash", "--norc", "-c", f"source {tmp_path}/.bashrc; complete -p flowpp"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **own},
+    )
+    assert registered.stdout == "complete -o default -F _flowpp_completion flowpp\n"
 
 
 def until(condition: Callable[[], bool]) -> None:

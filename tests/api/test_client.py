@@ -1,9 +1,8 @@
 """The Python client against a running service."""
 
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -13,8 +12,12 @@ from PIL import Image
 
 from api.client import Client, Job, ProblemError
 from api.stack import Stack
-from flowpp.data import encode_png
+from flowpp.data import build_image_set, encode_png
+from tests.api.cutting_proxy import cutting_proxy
+from worker import child
 from worker.redis_server import free_port
+from worker.requests import TrainingRequest
+from worker.service import Service
 
 
 def test_an_upload_reports_its_progress_up_to_the_last_byte(client: Client, archive: Path) -> None:
@@ -77,6 +80,91 @@ def test_a_stream_that_breaks_is_taken_up_where_it_broke(stack: Stack, client: C
     assert len(connections) > 2, "the proxy cut nothing"
 
 
+def test_a_stream_outlives_the_api_that_is_killed_and_started_again(service: Service, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((16, 32, 32, 3), np.uint8))
+    dataset = service.datasets.register(build_image_set(tmp_path / "images.npy", tmp_path / "set"))
+    request = TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}})
+    job = service.submit_training(request)
+    (claimed,) = service.jobs.claim("training", "a worker")
+    port = free_port()
+
+    def serve() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+        own = {"FLOWPP_REDIS_URL": service.settings.redis_url, "FLOWPP_AUTHENTICATION": "false"}
+        data = {"FLOWPP_DATA_DIRECTORY": str(service.settings.data_directory)}
+        return child.start(command, tmp_path / "api.log", os.environ | own | data)
+
+    api = serve()
+    try:
+        with Client(f"http://127.0.0.1:{port}", max_retries=8) as client:
+            events = client.jobs.events(job.id)
+            assert [next(events).data["status"] for _ in range(2)] == ["queued", "running"]
+            service.events.append(claimed, "metrics", {"step": 1})
+            assert next(events).data == {"step": 1}
+            api.kill()
+            api.wait()
+            service.events.append(claimed, "metrics", {"step": 2})
+            api = serve()
+            assert next(events).data == {"step": 2}
+            service.jobs.cancel(job.id)
+            service.jobs.end(claimed, "stopped")
+            assert [event.data.get("status") for event in events] == ["cancelling", "cancelled"]
+    finally:
+        child.stop(api, 5)
+
+
+def test_what_a_job_tells_is_typed(client: Client, trained: Job) -> None:
+    job = client.jobs.get(trained.id)
+    assert job.progress is not None
+    assert (job.progress.step, job.progress.total_steps, job.progress.percent_done) == (20, 20, 100)
+    assert (job.queue_position, job.error, job.attempt) == (None, None, 1)
+    columns = client.jobs.metrics(job.id).columns
+    assert columns["step"][-1] == 20
+    assert len(columns["train_bits_per_dim"]) == len(columns["step"])
+    assert "attempt 1" in client.jobs.logs(job.id)
+    (attempt,) = client.jobs.attempts(job.id)
+    assert (attempt.attempt, attempt.status) == (1, "succeeded")
+    assert attempt.ended_at is not None
+    presets = {preset.id: preset for preset in client.presets.list()}
+    assert presets["tiny"].training["steps"] == 20
+    assert "validation_bits_per_dim" in next(iter(client.checkpoints.list(job=job.id))).metrics
+
+
+def test_jobs_are_found_by_their_metadata_images_sent_or_not(client: Client, trained: Job, images: np.ndarray) -> None:
+    files = [(f"{index}.png", encode_png(image)) for index, image in enumerate(images[:2])]
+    mine = {"experiment [1]": "a=b & ü"}
+    scored = client.likelihood_jobs.create(model=trained.id, images=files, metadata=mine, wait=30)
+    between = client.sampling_jobs.interpolate(model=trained.id, images=files, num_samples=3, metadata=mine, wait=30)
+    drawn = client.sampling_jobs.create(model=trained.id, num_samples=1, metadata=mine, wait=30)
+    assert [job.status for job in (scored, between, drawn)] == ["succeeded"] * 3, "they were waited for"
+    found = [job.id for job in client.jobs.list(metadata=mine)]
+    assert found == [drawn.id, between.id, scored.id]
+    assert list(client.jobs.list(metadata={**mine, "no": "such"})) == []
+
+
+def test_metadata_in_a_form_is_checked_as_it_is_in_json(stack: Stack, trained: Job, images: np.ndarray) -> None:
+    forms = ({"metadata[who]": "x" * 513}, {"metadata[]": "nobody"}, {"metadata": "me", "metadata[who]": "me"})
+    for form in forms:
+        response = httpx.post(
+            f"{stack.url}/v1/likelihood-jobs",
+            data={"model": trained.id, **form},
+            files=[("files", ("a.png", encode_png(images[0])))],
+        )
+        problem = response.json()
+        assert (response.status_code, problem["code"]) == (422, "invalid_request")
+        assert problem["errors"][0]["path"].startswith("metadata")
+
+
+def test_a_deleted_checkpoint_is_gone(client: Client, trained: Job) -> None:
+    job = client.training_jobs.create(
+        dataset=trained.request["dataset"], model={"preset": "tiny"}, training={"steps": 2}
+    )
+    assert client.jobs.wait(job.id, timeout=60).status == "succeeded"
+    (checkpoint,) = client.checkpoints.list(job=job.id)
+    client.checkpoints.delete(checkpoint.id)
+    assert list(client.checkpoints.list(job=job.id)) == []
+
+
 def test_likelihood_and_samples_by_http_only(client: Client, trained: Job, images: np.ndarray, tmp_path: Path) -> None:
     files = [(f"{index}.png", encode_png(image)) for index, image in enumerate(images[32:])]
     score = client.jobs.wait(client.likelihood_jobs.create(model=trained.id, images=files).id, timeout=60)
@@ -93,12 +181,6 @@ def test_likelihood_and_samples_by_http_only(client: Client, trained: Job, image
     assert job.id in {listed.id for listed in client.jobs.list(type="sampling")}
 
 
-def test_a_refused_download_leaves_no_file(client: Client, trained: Job, tmp_path: Path) -> None:
-    with pytest.raises(ProblemError):
-        client.jobs.download(trained.id, "no-such-artifact", tmp_path / "file")
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_job_that_lasts_longer_than_one_waits_raises(client: Client, trained: Job) -> None:
     job = client.training_jobs.create(
         dataset=trained.request["dataset"], model={"preset": "tiny"}, training={"steps": 100_000}
@@ -110,7 +192,7 @@ def test_a_job_that_lasts_longer_than_one_waits_raises(client: Client, trained: 
 
 
 def test_a_checkpoint_downloads_whole(client: Client, trained: Job, tmp_path: Path) -> None:
-    checkpoint = next(client.checkpoints.list())
+    checkpoint = next(iter(client.checkpoints.list()))
     assert client.checkpoints.get(checkpoint.id) == checkpoint
     path = client.checkpoints.download(checkpoint.id, tmp_path / "checkpoint")
     assert path.stat().st_size > 1_000
@@ -120,34 +202,3 @@ def test_a_checkpoint_downloads_whole(client: Client, trained: Job, tmp_path: Pa
 def test_no_service_is_a_transport_error() -> None:
     with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(httpx.ConnectError):
         client.jobs.get("job_x")
-
-
-@contextmanager
-def cutting_proxy(port: int, bytes_each: int) -> Iterator[tuple[int, list[int]]]:
-    """A TCP proxy to `port` that ends each of its first three connections after `bytes_each` bytes of answer."""
-    connections: list[int] = []
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                downstream, _ = listener.accept()
-            except OSError:  # closed: the test is over
-                return
-            connections.append(1)
-            limit = bytes_each if len(connections) <= 3 else None
-            threading.Thread(target=answer, args=(downstream, limit), daemon=True).start()
-
-    def answer(downstream: socket.socket, limit: int | None) -> None:
-        with downstream, socket.create_connection(("127.0.0.1", port)) as upstream:
-            upstream.sendall(downstream.recv(65_536))
-            sent = 0
-            while (chunk := upstream.recv(512)) and (limit is None or sent < limit):
-                downstream.sendall(chunk)
-                sent += len(chunk)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        yield listener.getsockname()[1], connections
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()

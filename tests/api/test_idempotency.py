@@ -34,7 +34,12 @@ def test_the_same_request_again_is_answered_with_what_the_first_created(
 ) -> None:
     dataset = http.post("/v1/datasets", files={"file": ("a.png", png)}).json()["id"]
     requests = creating(checkpoint, png)
-    requests.append(("/v1/training-jobs", {"json": {"dataset": dataset, "model": {"preset": "tiny"}}}))
+    requests.append(
+        (
+            "/v1/training-jobs",
+            {"json": {"dataset": dataset, "model": {"preset": "tiny"}, "training": {"batch_size": 1}}},
+        )
+    )
     for index, (path, body) in enumerate(requests):
         key = {"Idempotency-Key": f"key-{index}"}
         first, again = (http.post(path, headers=key, **body) for _ in range(2))

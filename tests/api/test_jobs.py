@@ -24,7 +24,7 @@ PNG = encode_png(np.zeros((32, 32, 3), np.uint8))
 
 def register(service: Service, directory: Path, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
     file = directory / "images.npy"
-    np.save(file, np.zeros((8, *shape), np.uint8))
+    np.save(file, np.zeros((18, *shape), np.uint8))
     return service.datasets.register(build_image_set(file, directory / "set"), "images.npy")
 
 
@@ -85,6 +85,36 @@ def test_a_squeeze_that_does_not_divide_the_datasets_images_is_refused(
     response = http.post("/v1/training-jobs", json=training(dataset.id, {"flow": ["squeeze", "squeeze"]}))
     assert (response.status_code, response.json()["code"]) == (422, "invalid_configuration")
     assert "15 x 15" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape", "sizes"),
+    [
+        ("small", (30, 30, 3), "widths that are multiples of 4 and heights that are multiples of 4"),
+        ("small", (31, 31, 1), "widths that are multiples of 4 and heights that are multiples of 4"),
+        ("tiny", (27, 28, 3), "widths that are multiples of 2 and heights that are multiples of 2"),
+        ("imagenet64", (48, 52, 3), "widths that are multiples of 16 and heights that are multiples of 8"),
+    ],
+)
+def test_a_preset_that_does_not_take_the_datasets_images_says_which_sizes_it_would(
+    http: httpx.Client, service: Service, tmp_path: Path, preset: str, shape: tuple[int, int, int], sizes: str
+) -> None:
+    dataset = register(service, tmp_path, shape)
+    response = http.post("/v1/training-jobs", json=training(dataset.id, {"preset": preset}))
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_configuration")
+    assert response.json()["errors"][0]["path"] == "model"
+    assert sizes in response.json()["detail"]
+
+
+def test_a_batch_of_more_images_than_there_are_for_training_is_refused(
+    http: httpx.Client, service: Service, dataset: Dataset
+) -> None:
+    most = dataset.num_images - dataset.num_validation
+    response = http.post("/v1/training-jobs", json=training(dataset.id, {}, {"batch_size": most + 1}))
+    assert (response.status_code, response.json()["code"]) == (422, "batch_larger_than_dataset")
+    assert response.json()["errors"][0]["path"] == "training.batch_size"
+    assert f"choose {most} or less" in response.json()["detail"]
+    assert http.post("/v1/training-jobs", json=training(dataset.id, {}, {"batch_size": most})).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -187,8 +217,11 @@ def test_a_queued_job_is_cancelled_at_once_and_stays_so(http: httpx.Client, data
 
 def test_a_queued_training_job_can_be_paused_and_resumed(http: httpx.Client, dataset: Dataset) -> None:
     job = http.post("/v1/training-jobs", json=training(dataset.id)).json()["id"]
-    assert http.post(f"/v1/jobs/{job}/pause").json()["status"] == "paused"
-    assert http.post(f"/v1/jobs/{job}/resume").json()["status"] == "queued"
+    for _ in range(2):
+        assert http.post(f"/v1/jobs/{job}/pause").json()["status"] == "paused"
+    for _ in range(2):
+        response = http.post(f"/v1/jobs/{job}/resume")
+        assert (response.status_code, response.json()["status"]) == (200, "queued")
 
 
 def test_a_job_that_runs_is_cancelled_before_it_is_deleted(
@@ -322,7 +355,7 @@ def test_logs_progress_attempts_and_the_error_are_told(http: httpx.Client, servi
     assert attempt["ended_at"] >= attempt["started_at"]
     record = http.get(f"/v1/jobs/{job}").json()
     assert record["error"] == {"code": "nan_loss", "message": "at step 11 the loss was nan"}
-    assert record["progress"] == {"step": 10, "total_steps": 20, "percent_done": 50}
+    assert record["progress"] == {"step": 10, "total_steps": 20, "percent_done": 50, "estimated_finish_at": None}
 
 
 def test_artifacts_are_listed_and_served_with_type_etag_and_range(

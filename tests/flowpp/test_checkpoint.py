@@ -168,3 +168,11 @@ def test_a_manifest_is_read_without_torch(checkpoint: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, checkpoint], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["20", "False"]
+
+
+def test_loading_a_model_does_not_load_the_compiler(checkpoint: Path) -> None:
+    """Which takes as long as all else."""
+    program = (
+        "import sys; from flowpp import FlowPP; FlowPP.load(sys.argv[1]); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, checkpoint], check=True)

@@ -1,12 +1,14 @@
 """What the tests of the worker's room share: a Redis server, and services over it, each with a store of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flowpp.data import build_image_set
+from tests.s3 import S3, running_s3
 from worker.datasets import Dataset
 from worker.jobs import Job, NewJob, new_job_id
 from worker.redis_server import RedisServer
@@ -18,6 +20,12 @@ from worker.settings import Settings
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    with running_s3() as s3:
+        yield s3
 
 
 @pytest.fixture
@@ -57,8 +65,11 @@ class Submit:
         max_queued: int = 1_000,
         owner: str = "local",
         max_jobs: int = 1_000,
+        total_steps: int | None = None,
+        cancel_after: int | None = None,
     ) -> Job:
         new = NewJob(new_job_id(), type, {"of": "this test"}, {}, metadata or {}, uses, group, size, owner)
+        new = replace(new, total_steps=total_steps, cancel_after=cancel_after)
         return self._jobs.submit(new, max_queued, max_jobs)[0]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.conftest import Submit
+from worker.artifacts import DamagedArtifact
 from worker.datasets import Dataset
 from worker.refusals import Conflict, NotFound
 from worker.service import Service
@@ -55,3 +56,13 @@ def test_a_dataset_that_could_not_be_recorded_leaves_nothing(service: Service, d
     with pytest.raises(Exception, match="WRONGTYPE"):
         service.datasets.register(images)
     assert [path.name for path in (Path(service.settings.store_url) / "datasets").iterdir()] == [dataset.id]
+
+
+def test_a_dataset_with_a_flipped_byte_is_not_opened(service: Service, dataset: Dataset) -> None:
+    (file,) = Path(service.settings.store_url).rglob("images.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    service.datasets.open(dataset.id)
+    file.write_bytes(content)
+    with pytest.raises(DamagedArtifact, match=dataset.id):
+        service.datasets.open(dataset.id)

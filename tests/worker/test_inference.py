@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_a_request_larger_than_a_batch_is_computed_in_several(
     progress = service.jobs.get(job.id).progress
     assert progress is not None
     assert progress.percent_done == 100
+
+
+def test_the_end_of_a_request_of_several_batches_is_estimated(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = score(service, checkpoint, 40, importance_samples=4)
+    compute, seen = LikelihoodWork.compute, []
+
+    def looked(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
+        seen.append(service.jobs.get(job.id).progress)
+        time.sleep(0.1)
+        return compute(model, rows, batch_size)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(looked))
+    started = time.time()
+    worker.drain()
+    assert [progress.step for progress in seen] == [0, 16, 32]
+    assert seen[0].estimated_finish_at is None
+    assert all(started + 0.2 < progress.estimated_finish_at < time.time() + 5 for progress in seen[1:])
+    ended = service.jobs.get(job.id).progress
+    assert ended is not None
+    assert (ended.percent_done, ended.estimated_finish_at) == (100, None)
 
 
 def test_a_small_request_does_not_wait_for_the_end_of_a_large_one(

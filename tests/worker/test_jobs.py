@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -65,7 +66,7 @@ ASKED = {
         "cancelling": "cancelling",
     },
     "pause": {"queued": "paused", "running": "pausing", "pausing": "pausing", "paused": "paused"},
-    "resume": {"paused": "queued"},
+    "resume": {"paused": "queued", "queued": "queued", "running": "running"},
 }
 STATUSES = ("queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled")
 
@@ -196,7 +197,7 @@ def test_a_lease_that_is_renewed_holds_and_one_that_is_not_ends_the_attempt(serv
     job = claim(service)
     until = time.monotonic() + 3 * service.jobs.lease_seconds
     while time.monotonic() < until:
-        assert service.jobs.renew(job) == "running"
+        assert service.jobs.wishes([job], renew=True) == ["running"]
         assert service.jobs.reap() == []
         time.sleep(0.1)
     time.sleep(service.jobs.lease_seconds + 0.1)
@@ -255,8 +256,6 @@ def test_a_job_that_was_put_back_is_before_those_that_came_later(service: Servic
 
 
 STALE = {
-    "renew": lambda service, job: service.jobs.renew(job),
-    "status": lambda service, job: service.jobs.status_of(job),
     "progress": lambda service, job: service.jobs.set_progress(job, Progress.at(1, 2)),
     "event": lambda service, job: service.events.append(job, "log", {"line": "x"}),
     "end": lambda service, job: service.jobs.end(job, "succeeded", result={"false": True}, artifacts="jobs/false"),
@@ -277,6 +276,7 @@ def test_a_stale_attempt_writes_nothing(service: Service, submit: Submit, write:
     before = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
     with pytest.raises(StaleAttempt, match=f"attempt 1 of job {stale.id}"):
         STALE[write](service, stale)
+    assert service.jobs.wishes([stale], renew=True) == [None]
     after = service.jobs.get(stale.id), service.events.page(stale.id), service.redis.zrange("flowpp:leases", 0, -1)
     assert after == before
 
@@ -363,3 +363,109 @@ def test_a_job_from_before_there_were_turns_takes_one_when_it_is_queued(service:
     service.redis.hdel(f"flowpp:job:{job.id}", "turn")
     service.jobs.resume(job.id)
     assert [claimed.id for claimed in service.jobs.claim("training", "worker")] == [job.id]
+
+
+def due(service: Service, index: str, job: Job) -> None:
+    """Makes the time of a job's deadline or end come, as waiting would."""
+    assert service.redis.zscore(index, job.id) is not None
+    service.redis.zadd(index, {job.id: 1})
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_job_whose_time_is_over_is_cancelled_unless_it_has_finished(
+    service: Service, submit: Submit, status: str
+) -> None:
+    submit_timed = partial(submit, cancel_after=3_600)
+    job = in_status(service, submit_timed, status)
+    assert job.cancel_at == pytest.approx(job.created_at + 3_600, abs=0.01)
+    if status in TERMINAL:
+        assert service.redis.zcard("flowpp:deadlines") == 0, "nothing is left to do"
+        return
+    assert service.jobs.cancel_due() == [], "not yet"
+    due(service, "flowpp:deadlines", job)
+    assert service.jobs.cancel_due() == [job.id]
+    if status in ("running", "pausing", "cancelling"):
+        assert service.jobs.get(job.id).status == "cancelling"
+        assert service.jobs.end(job, "stopped") == "cancelled"
+    assert service.jobs.get(job.id).status == "cancelled"
+    said = service.events.page(job.id).data[-1].data["message"]
+    assert said == ("cancelled" if status == "cancelling" else "cancelled: its Cancel-After ran out")
+    assert service.redis.zcard("flowpp:deadlines") == 0
+
+
+def test_a_job_with_a_deadline_that_is_deleted_leaves_nothing(service: Service, submit: Submit) -> None:
+    job = submit(cancel_after=3_600)
+    service.jobs.delete(job.id)
+    assert [key for key in service.redis.keys("*") if job.id in key] == []
+    assert service.redis.zcard("flowpp:deadlines") == 0
+
+
+@pytest.mark.parametrize("type", ["likelihood", "sampling"])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
+def test_an_inference_job_that_has_finished_expires(service: Service, submit: Submit, type: str, outcome: str) -> None:
+    job = submit(type)
+    assert service.jobs.get(job.id).expires_at is None
+    if outcome == "cancelled":
+        service.jobs.cancel(job.id)
+    else:
+        service.jobs.end(claim(service, "inference"), outcome, error=ERROR)
+    job = service.jobs.get(job.id)
+    assert job.finished_at is not None
+    assert job.expires_at == pytest.approx(job.finished_at + service.settings.result_ttl_seconds, abs=0.01)
+    assert service.jobs.expired() == []
+    due(service, "flowpp:expiring", job)
+    assert service.jobs.expired() == [job.id]
+    service.jobs.delete(job.id)
+    assert service.redis.zcard("flowpp:expiring") == 0
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
+def test_a_training_job_never_expires(service: Service, submit: Submit, status: str) -> None:
+    assert in_status(service, submit, status).expires_at is None
+    assert service.redis.zcard("flowpp:expiring") == 0
+
+
+def test_percent_done_is_known_from_the_start(service: Service, submit: Submit) -> None:
+    assert submit(total_steps=20).progress == Progress(step=0, total_steps=20, percent_done=0)
+
+
+def test_only_a_job_that_runs_has_an_estimated_end_and_only_of_its_own_attempt(
+    service: Service, submit: Submit
+) -> None:
+    submit(total_steps=20)
+    job = claim(service)
+    estimate = Progress.at(10, 20).model_copy(update={"estimated_finish_at": 2e9})
+
+    def shown() -> tuple[str, float | None]:
+        now = service.jobs.get(job.id)
+        assert now.progress is not None
+        assert now.progress.percent_done == 50
+        return now.status, now.progress.estimated_finish_at
+
+    service.jobs.set_progress(job, estimate)
+    assert shown() == ("running", 2e9)
+    service.jobs.pause(job.id)
+    service.jobs.set_progress(job, estimate)
+    assert shown() == ("pausing", None)
+    service.jobs.end(job, "stopped")
+    assert shown() == ("paused", None)
+    service.jobs.resume(job.id)
+    assert shown() == ("queued", None)
+    claim(service)
+    assert shown() == ("running", None), "that was the pace of another attempt"
+
+
+def test_failures_count_anew_after_progress(service: Service, submit: Submit) -> None:
+    job = submit()
+    for _ in range(3 * job.max_attempts):
+        running = claim(service)
+        service.jobs.forgive(running)
+        service.jobs.end(running, "crashed", error=ERROR)
+    assert (service.jobs.get(job.id).status, service.jobs.get(job.id).failures) == ("queued", 1)
+    service.jobs.end(claim(service), "crashed", error=ERROR)
+    assert service.jobs.get(job.id).status == "failed"
+
+
+def test_a_likelihood_job_is_not_resumed_as_it_cannot_be_paused(service: Service, submit: Submit) -> None:
+    with pytest.raises(Conflict, match="only a paused job can be resumed"):
+        service.jobs.resume(submit("likelihood").id)

@@ -48,7 +48,7 @@ def test_a_job_that_another_has_is_lost(service: Service, submit: Submit) -> Non
         service.redis.zadd("flowpp:leases", {job.id: 1})
         time.sleep(2 * service.jobs.lease_seconds)
         assert service.redis.zscore("flowpp:leases", job.id) == 1  # the stale one renews nothing
-        assert service.jobs.status_of(again) == "running"
+        assert service.jobs.wishes([again]) == ["running"]
 
 
 def test_what_was_wished_of_an_earlier_attempt_does_not_count_for_a_later_one(service: Service, submit: Submit) -> None:

@@ -1,6 +1,7 @@
 """The reaper: puts back what was lost and rings for what waits unheard."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,31 @@ def test_many_reapers_count_a_lost_worker_once(service: Service, submit: Submit)
     with Reaper(service), Reaper(service), Reaper(service):
         time.sleep(2 * service.settings.lease_seconds)
     assert service.jobs.get(job.id).failures == 1
+
+
+def test_what_is_due_is_cancelled(service: Service, submit: Submit) -> None:
+    late, early = submit(cancel_after=3_600), submit(cancel_after=3_600)
+    service.redis.zadd("flowpp:deadlines", {early.id: 1})
+    reap(service, trusted=False)
+    assert service.jobs.get(early.id).status == "queued", "a clock that was moved cancels nothing"
+    reap(service)
+    assert (service.jobs.get(early.id).status, service.jobs.get(late.id).status) == ("cancelled", "queued")
+
+
+def test_an_expired_job_is_deleted_with_its_files_and_others_stay(
+    service: Service, submit: Submit, tmp_path: Path
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "file").write_text("what is stored")
+    expired, kept = submit("sampling"), submit("sampling")
+    for job in (expired, kept):
+        for place in ("input", "attempt-1"):
+            service.store.put(f"jobs/{job.id}/{place}", tmp_path / "files")
+        service.jobs.cancel(job.id)
+    service.redis.zadd("flowpp:expiring", {expired.id: 1, "job_gone": 1})
+    for _ in range(2):
+        reap(service)
+    assert [job.id for job in service.jobs.page().data] == [kept.id]
+    assert service.store.directory is not None
+    assert [path.name for path in (service.store.directory / "jobs").iterdir()] == [kept.id]
+    assert service.redis.zrange("flowpp:expiring", 0, -1) == [kept.id]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from flowpp import FlowPP
 from flowpp.config import TrainingOverrides
+from flowpp.data import build_image_set
 from flowpp.presets import resolve_model
 from worker import presence
 from worker.datasets import Dataset
@@ -83,8 +84,10 @@ def test_more_processes_than_the_workers_offer_are_refused(service: Service, dat
 
 
 def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_fit(
-    service: Service, dataset: Dataset
+    service: Service, tmp_path: Path
 ) -> None:
+    np.save(tmp_path / "many.npy", np.zeros((600, 8, 8, 3), np.uint8))
+    dataset = service.datasets.register(build_image_set(tmp_path / "many.npy", tmp_path / "set"))
     wide = training(dataset.id, model={"preset": "tiny", "blocks": 8, "filters": 64}, training={"batch_size": 512})
     service.submit_training(wide)  # while nobody says what there is
     small, large = (Memory(bytes=size, shared=True) for size in (2**29, 2**40))

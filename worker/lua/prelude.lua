@@ -1,4 +1,4 @@
--- Before each script. MAX_EVENTS is set by worker/transitions.py.
+-- Before each script. What is written in capitals is set here or by worker/transitions.py.
 
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, pausing = true, cancelling = true}
@@ -13,8 +13,20 @@ local function key(id) return 'flowpp:job:' .. id end
 local function get(id, field) return redis.call('HGET', key(id), field) or '' end
 local function set(id, ...) redis.call('HSET', key(id), ...) end
 
+local notify -- in webhooks.lua
+
 local function emit(id, kind, data)
-  return redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+  local event = redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
+  if kind == 'status' or kind == 'checkpoint' then notify(id, kind, data, event) end
+  return event
+end
+
+-- Marks a job for the recorder (worker/recorder.py) by when it changed: Unix microseconds, which grow whatever the clock
+-- does, as they order what is stored of the job.
+local function changed(id)
+  local t = math.max(math.floor(now() * 1000000), tonumber(get(id, 'changed')) or 0) + 1
+  set(id, 'changed', string.format('%.0f', t))
+  redis.call('ZADD', 'flowpp:changed', string.format('%.0f', t), id)
 end
 
 -- The attempt that writes is the one that holds the job: else its writes are refused.
@@ -50,6 +62,12 @@ local function remove(kind, id)
   return true
 end
 
+local function at_least_sequence(sequence)
+  if tonumber(sequence) > tonumber(redis.call('GET', 'flowpp:sequence') or 0) then
+    redis.call('SET', 'flowpp:sequence', sequence)
+  end
+end
+
 -- Indices of a job by what its record says.
 local function index_job(id)
   local sequence, owner = get(id, 'sequence'), get(id, 'owner')
@@ -76,18 +94,33 @@ local function take_turn(id, queue)
   set(id, 'turn', string.format('%.0f', turn))
 end
 
+-- Of an attempt that has ended, or of none yet.
+local function forget_estimate(id)
+  local written = get(id, 'progress')
+  if written == '' then return end
+  local progress = cjson.decode(written)
+  progress.estimated_finish_at = nil
+  set(id, 'progress', cjson.encode(progress))
+end
+
 -- The one place where a status changes.
 local function become(id, status, data)
   local queue, t = get(id, 'queue'), now()
   redis.call('ZREM', 'flowpp:queued:' .. queue, id)
   redis.call('ZREM', 'flowpp:leases', id)
   set(id, 'status', status)
+  forget_estimate(id)
   if status == 'queued' then
     if get(id, 'turn') == '' then take_turn(id, queue) end
     redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
     redis.call('PUBLISH', 'flowpp:finished', id)
+    redis.call('ZREM', 'flowpp:deadlines', id)
+    if get(id, 'type') ~= 'training' then
+      set(id, 'expires_at', seconds(t + RESULT_TTL))
+      redis.call('ZADD', 'flowpp:expiring', seconds(t + RESULT_TTL), id)
+    end
     redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
     for resource in string.gmatch(get(id, 'uses'), '%S+') do
       redis.call('SREM', 'flowpp:uses:' .. resource, id)
@@ -96,13 +129,15 @@ local function become(id, status, data)
   data = data or {}
   data.status, data.attempt = status, tonumber(get(id, 'attempt'))
   emit(id, 'status', cjson.encode(data))
+  changed(id)
   return status
 end
 
 -- A job keeps its lease while it is asked to stop.
-local function wish(id, status)
+local function wish(id, status, message)
   set(id, 'status', status)
-  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt'))}))
+  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt')), message = message}))
+  changed(id)
   return status
 end
 
@@ -112,7 +147,8 @@ local function settle(id, outcome, code, message)
   local data = {message = message}
   if code ~= '' then data.code = code end
   if status == 'cancelling' then
-    data.message = 'cancelled'
+    data.message = get(id, 'cancelled_by')
+    if data.message == '' then data.message = 'cancelled' end
     return become(id, 'cancelled', data)
   end
   if outcome == 'succeeded' then return become(id, 'succeeded') end

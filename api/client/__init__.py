@@ -1,0 +1,101 @@
+"""The Python client of the HTTP service, blocking and asynchronous.
+
+    with Client("http://127.0.0.1:8000") as flowpp:
+        dataset = flowpp.datasets.upload(Path("photographs.zip"))
+        job = flowpp.training_jobs.create(dataset=dataset.id, model={"preset": "small"})
+        for event in flowpp.jobs.events(job.id):
+            print(event.type, event.data)
+
+    async with AsyncClient() as flowpp:
+        job = await flowpp.sampling_jobs.create(model="job_...", num_samples=4, wait=30)
+        async for job in flowpp.jobs.list(type="sampling"):
+            print(job.id, job.status)
+
+What is raised: api.client.errors. It needs httpx, httpx-sse and pydantic, and nothing else of this repository.
+"""
+
+from typing import Self
+
+from api.client.calls import Awaited, Blocking, Resource, W
+from api.client.errors import ClientError, DamagedDownload, ProblemError
+from api.client.objects import Artifact, Attempt, Checkpoint, Dataset, Event, Job, JobError, Metrics, Preset, Progress
+from api.client.resources import Checkpoints, Datasets, Jobs, LikelihoodJobs, Presets, SamplingJobs, TrainingJobs
+from api.client.transport import Transport
+
+__all__ = [
+    "Artifact",
+    "AsyncClient",
+    "Attempt",
+    "Checkpoint",
+    "Client",
+    "ClientError",
+    "DamagedDownload",
+    "Dataset",
+    "Event",
+    "Job",
+    "JobError",
+    "Metrics",
+    "Preset",
+    "ProblemError",
+    "Progress",
+]
+
+
+class _Service(Resource[W]):
+    """A service at `url` (default: FLOWPP_URL, or this machine's) that `key` opens (default: FLOWPP_API_KEY).
+
+    `timeout`: seconds without a byte from it. `max_retries`: how often a request is sent again when the service is
+    busy or the connection breaks, which is done only where it cannot do a thing twice. Raises `ValueError`.
+    """
+
+    def __init__(
+        self, way: W, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+    ) -> None:
+        self.way = way
+        self._transport = Transport(way, url, key, timeout, max_retries)
+        self.datasets: Datasets[W] = Datasets(way, self._transport)
+        self.training_jobs: TrainingJobs[W] = TrainingJobs(way, self._transport)
+        self.likelihood_jobs: LikelihoodJobs[W] = LikelihoodJobs(way, self._transport)
+        self.sampling_jobs: SamplingJobs[W] = SamplingJobs(way, self._transport)
+        self.jobs: Jobs[W] = Jobs(way, self._transport)
+        self.checkpoints: Checkpoints[W] = Checkpoints(way, self._transport)
+        self.presets: Presets[W] = Presets(way, self._transport)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._transport.url!r})"
+
+
+class Client(_Service[Blocking]):
+    """Its calls block. A context manager, or call `close`."""
+
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+    ) -> None:
+        super().__init__(Blocking(), url, key=key, timeout=timeout, max_retries=max_retries)
+
+    def close(self) -> None:
+        self.way.call(self._transport.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Service[Awaited]):
+    """Its calls are awaited. An asynchronous context manager, or call `aclose`."""
+
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+    ) -> None:
+        super().__init__(Awaited(), url, key=key, timeout=timeout, max_retries=max_retries)
+
+    async def aclose(self) -> None:
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

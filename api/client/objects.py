@@ -1,0 +1,144 @@
+"""What the service answers, as the client shows it. Times are Unix seconds."""
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T", bound=BaseModel)
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Answer(BaseModel):
+    """Fields of newer services than this client are kept, as attributes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class Dataset(Answer):
+    id: str
+    object: str
+    owner: str
+    created_at: float
+    name: str | None
+    """The uploaded file's."""
+    num_images: int
+    """Training and validation images."""
+    num_validation: int
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    bytes: int
+    sha256: str
+    """Of the pixels, whatever files they came from."""
+
+
+class JobError(Answer):
+    code: str
+    message: str
+
+
+class Progress(Answer):
+    """Optimizer steps of a training, images of a likelihood or sampling job."""
+
+    step: int
+    total_steps: int
+    percent_done: float
+    estimated_finish_at: float | None = None
+
+
+class Job(Answer):
+    id: str
+    object: str
+    owner: str
+    type: str
+    """training, likelihood or sampling."""
+    status: str
+    """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled."""
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    attempt: int
+    """Attempts begun so far."""
+    max_attempts: int
+    request: dict[str, Any]
+    metadata: dict[str, str]
+    progress: Progress | None
+    result: dict[str, Any] | None
+    error: JobError | None
+    queue_position: int | None
+    """How many jobs wait before it; none where it does not wait."""
+    cancel_at: float | None = None
+    expires_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in TERMINAL
+
+
+class Event(Answer):
+    """One entry of a job's stream; type is status, metrics, log, checkpoint or warning."""
+
+    id: str
+    type: str
+    created_at: float
+    data: dict[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        return self.type == "status" and self.data.get("status") in TERMINAL
+
+
+class Attempt(Answer):
+    attempt: int
+    worker: str | None
+    started_at: float
+    ended_at: float | None
+    status: str
+    """running, pausing, cancelling, succeeded, failed, cancelled, paused, stopped (with its worker) or crashed."""
+    code: str | None
+    message: str | None
+
+
+class Metrics(Answer):
+    """A column each, for plotting; a step without a value has none."""
+
+    columns: dict[str, list[float | None]]
+
+
+class Artifact(Answer):
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class Checkpoint(Answer):
+    id: str
+    object: str
+    owner: str
+    created_at: float
+    job: str | None
+    """The training job that wrote it."""
+    step: int
+    """Optimizer steps taken."""
+    images_seen: int
+    metrics: dict[str, float]
+    """Of this step: train and, where evaluated, validation bits/dim."""
+    model: dict[str, Any]
+    dataset_sha256: str | None
+    bytes: int
+
+
+class Preset(Answer):
+    id: str
+    description: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+class Page(Answer, Generic[T]):
+    """Of a list; the next one begins behind `last_id`."""
+
+    data: list[T]
+    last_id: str | None
+    has_more: bool

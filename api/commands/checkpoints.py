@@ -1,0 +1,98 @@
+"""`flowpp checkpoints`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.client import Checkpoint, Client
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, Key, Limit, Published, Url
+from api.commands.output import errors, print_json, print_list, print_object, when
+from api.watch import transfer
+
+app = typer.Typer(no_args_is_help=True, help="Checkpoints: trained models.")
+
+CheckpointId = Annotated[str, typer.Argument(metavar="CHECKPOINT")]
+
+
+@app.command("list")
+def list_(
+    job: Annotated[str | None, typer.Option(help="Only those of this training job.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """List checkpoints: id, steps, images seen, validation bits/dim, when written, training job."""
+    with Client(url, key=key) as client:
+        found = islice(client.checkpoints.list(job=job), limit)
+        head = ("checkpoint", "step", "images seen", "validation", "created", "job")
+        print_list(head, found, as_json, _row)
+
+
+def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
+    validation = checkpoint.metrics.get("validation_bits_per_dim")
+    return (
+        checkpoint.id,
+        str(checkpoint.step),
+        str(checkpoint.images_seen),
+        "" if validation is None else f"{validation:.3f}",
+        when(checkpoint.created_at),
+        checkpoint.job or "",
+    )
+
+
+@app.command()
+def show(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Print what is known of a checkpoint."""
+    with Client(url, key=key) as client:
+        print_object(client.checkpoints.get(checkpoint), as_json)
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The authors' .npz file.")],
+    preset: Published,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Import the weights that the authors published; prints the checkpoint's id."""
+    with Client(url, key=key) as client, transfer(errors, f"uploading {file.name}") as report:
+        checkpoint = client.checkpoints.upload(file, preset, report)
+    if as_json:
+        print_json(checkpoint)
+    else:
+        typer.echo(checkpoint.id)
+
+
+@app.command()
+def download(
+    checkpoint: CheckpointId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new directory, or a file that ends in .zip.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Download a checkpoint to a directory that flowpp.FlowPP.load reads, by default called CHECKPOINT."""
+    target = output or Path(checkpoint)
+    with Client(url, key=key) as client, transfer(errors, f"downloading {checkpoint}") as report:
+        fetch = client.checkpoints.download if target.suffix == ".zip" else client.checkpoints.fetch
+        path = fetch(checkpoint, target, report)
+    if as_json:
+        print_json({"path": str(path)})
+    else:
+        typer.echo(path)
+
+
+@app.command()
+def delete(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Delete a checkpoint; refused while a job uses it."""
+    with Client(url, key=key) as client:
+        client.checkpoints.delete(checkpoint)
+    if as_json:
+        print_json({"id": checkpoint, "deleted": True})

@@ -1,0 +1,77 @@
+"""`flowpp datasets`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.client import Client, Dataset
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, Key, Limit, Url
+from api.commands.output import errors, print_json, print_list, print_object, when
+from api.watch import transfer
+
+app = typer.Typer(no_args_is_help=True, help="Image sets of the service.")
+
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET")]
+
+
+@app.command()
+def upload(
+    source: Annotated[Path, typer.Argument(exists=True, readable=True, help="Folder, archive, .npy or .npz.")],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Upload images; prints the dataset's id."""
+    with Client(url, key=key) as client:
+        dataset = send(client, source)
+    if as_json:
+        print_json(dataset)
+    else:
+        typer.echo(dataset.id)
+
+
+def send(client: Client, source: Path) -> Dataset:
+    """Uploads, and says what it was."""
+    with transfer(errors, f"uploading {source.name}") as report:
+        dataset = client.datasets.upload(source, report)
+    shape = "x".join(map(str, dataset.shape))
+    errors.print(f"uploaded {dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation")
+    return dataset
+
+
+@app.command("list")
+def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """List image sets: id, images, of them for validation, channels x height x width, when uploaded, name."""
+    with Client(url, key=key) as client:
+        print_list(
+            ("dataset", "images", "validation", "shape", "created", "name"),
+            islice(client.datasets.list(), limit),
+            as_json,
+            lambda d: (
+                d.id,
+                str(d.num_images),
+                str(d.num_validation),
+                "x".join(map(str, d.shape)),
+                when(d.created_at),
+                d.name or "",
+            ),
+        )
+
+
+@app.command()
+def show(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Print what is known of an image set."""
+    with Client(url, key=key) as client:
+        print_object(client.datasets.get(dataset), as_json)
+
+
+@app.command()
+def delete(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Delete an image set; refused while a job uses it."""
+    with Client(url, key=key) as client:
+        client.datasets.delete(dataset)
+    if as_json:
+        print_json({"id": dataset, "deleted": True})

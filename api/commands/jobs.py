@@ -1,0 +1,161 @@
+"""`flowpp jobs`."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.client import Client, Job
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, JobId, Key, Limit, Metadata, Url, pairs
+from api.commands.output import (
+    download_artifacts,
+    leave_unless_succeeded,
+    print_json,
+    print_list,
+    print_object,
+    when,
+)
+from api.commands.training import follow
+
+app = typer.Typer(no_args_is_help=True, help="Jobs of every kind.")
+
+
+@app.command("list")
+def list_(
+    limit: Limit = 20,
+    kind: Annotated[str | None, typer.Option("--type", help="training, likelihood or sampling.")] = None,
+    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed, ...")] = None,
+    metadata: Metadata = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """List jobs: id, type, status, how far, when created, metadata."""
+    with Client(url, key=key) as client:
+        found = islice(client.jobs.list(type=kind, status=status, metadata=pairs(metadata)), limit)
+        print_list(("job", "type", "status", "done", "created", "metadata"), found, as_json, _row)
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    done = f"{job.progress.percent_done:.0f}%" if job.progress else ""
+    if job.queue_position is not None:
+        done = f"{job.queue_position} before it"
+    own = " ".join(f"{name}={value}" for name, value in job.metadata.items())
+    return job.id, job.type, job.status, done, when(job.created_at), own
+
+
+@app.command()
+def show(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Print a job's record."""
+    with Client(url, key=key) as client:
+        print_object(client.jobs.get(job), as_json)
+
+
+@app.command()
+def watch(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Follow a job to its end; with --json, print its events. Ctrl-C stops watching; the job goes on."""
+    with Client(url, key=key) as client:
+        leave_unless_succeeded(follow(client, client.jobs.get(job), events=as_json))
+
+
+def _changed(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(job.status)
+
+
+@app.command()
+def cancel(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Cancel a job; a training job keeps its last checkpoint."""
+    with Client(url, key=key) as client:
+        _changed(client.jobs.cancel(job), as_json)
+
+
+@app.command()
+def pause(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Pause a training job: it writes a checkpoint and frees its worker."""
+    with Client(url, key=key) as client:
+        _changed(client.jobs.pause(job), as_json)
+
+
+@app.command()
+def resume(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Let a paused job go on from its last checkpoint."""
+    with Client(url, key=key) as client:
+        _changed(client.jobs.resume(job), as_json)
+
+
+@app.command()
+def logs(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Print a training job's log lines so far; with --json, an object each."""
+    with Client(url, key=key) as client:
+        text = client.jobs.logs(job)
+    for line in text.splitlines():
+        if as_json:
+            print_json({"line": line})
+        else:
+            typer.echo(line)
+
+
+@app.command()
+def attempts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """List the attempts at a job: number, how it ended, when it began and ended, worker, why."""
+    with Client(url, key=key) as client:
+        print_list(
+            ("attempt", "status", "began", "ended", "worker", ""),
+            client.jobs.attempts(job),
+            as_json,
+            lambda a: (
+                str(a.attempt),
+                a.status,
+                when(a.started_at),
+                when(a.ended_at),
+                a.worker or "",
+                a.message or "",
+            ),
+        )
+
+
+@app.command()
+def artifacts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """List the files that a job has left: name, bytes, sha256."""
+    with Client(url, key=key) as client:
+        print_list(
+            ("artifact", "bytes", "sha256"),
+            client.jobs.artifacts(job),
+            as_json,
+            lambda a: (a.name, str(a.bytes), a.sha256),
+        )
+
+
+@app.command()
+def download(
+    job: JobId,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT]...", help="By default all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Directory, by default called JOB.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Download the files that a job has left; prints their paths."""
+    with Client(url, key=key) as client:
+        wanted = names or [artifact.name for artifact in client.jobs.artifacts(job)]
+        for path in download_artifacts(client, job, wanted, output or Path(job)):
+            if as_json:
+                print_json({"path": str(path)})
+            else:
+                typer.echo(path)
+
+
+@app.command()
+def delete(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Delete a job with its checkpoints and artifacts; one that runs is cancelled first."""
+    with Client(url, key=key) as client:
+        client.jobs.delete(job)
+    if as_json:
+        print_json({"id": job, "deleted": True})

@@ -1,0 +1,83 @@
+"""`flowpp likelihood`."""
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.client import Client, Job
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
+from api.commands.output import download_artifacts, errors, finished, leave_unless_succeeded, print_json, print_table
+
+
+def likelihood(
+    model: Model,
+    images: Annotated[list[Path] | None, typer.Argument(exists=True, dir_okay=False, help="Image files.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Instead of files: a dataset's validation images.")] = None,
+    importance_samples: Annotated[int, typer.Option(min=1, help="Noise samples an image; more: tighter bound.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", file_okay=False, help="Directory for the files it leaves, if any."),
+    ] = None,
+    metadata: Metadata = None,
+    cancel_after: CancelAfter = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
+    if bool(images) == bool(dataset):
+        raise typer.BadParameter("give image files or --dataset, one of the two")
+    own = pairs(metadata)
+    with Client(url, key=key) as client:
+        job = client.likelihood_jobs.create(
+            model=model,
+            dataset=dataset,
+            images=images or (),
+            importance_samples=importance_samples,
+            metadata=own,
+            cancel_after=cancel_after,
+        )
+        if not detach:
+            job = finished(client, job)
+            if images and job.result is not None and "images" not in job.result:
+                job = job.model_copy(update={"result": job.result | {"images": _rows(client, job)}})
+        if as_json:
+            print_json(job)
+        elif detach:
+            typer.echo(job.id)
+        if detach:
+            return
+        leave_unless_succeeded(job)
+        if not as_json:
+            _print(job.result or {})
+        if output is not None:
+            names = [artifact.name for artifact in client.jobs.artifacts(job.id)]
+            download_artifacts(client, job.id, names, output)
+            errors.print(f"wrote {len(names)} files into {output}", markup=False)
+
+
+def _rows(client: Client, job: Job) -> list[dict[str, Any]]:
+    """Of each image, which the result of a job on many leaves to a file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = client.jobs.download(job.id, "likelihood.csv", Path(directory) / "likelihood.csv")
+        with path.open(newline="") as file:
+            return [
+                {name: value if name == "name" else float(value) if value else None for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+
+def _print(result: dict[str, Any]) -> None:
+    images = result.get("images", [])
+    rows = [(image["name"], f"{image['bits_per_dim']:.4f}", f"{image['log_likelihood']:.1f}") for image in images]
+    count = result["num_images"]
+    error = f" ± {result['standard_error']:.4f}" if result.get("standard_error") is not None else ""
+    if count > 1:
+        mean = f"{result['bits_per_dim']:.4f}{error}"
+        rows.append((f"mean of {count}", mean, f"{result['log_likelihood']:.1f}"))
+    print_table(("image", "bits/dim", "log-likelihood (nats)"), rows)

@@ -1,0 +1,64 @@
+"""`flowpp sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.client import Client
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
+from api.commands.output import download_artifacts, errors, finished, leave_unless_succeeded, print_json
+
+
+def sample(
+    model: Model,
+    num_samples: Annotated[int | None, typer.Option("--num-samples", "-n", min=1, help="16; 9 between images.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Scale of the latents; 1 is the model.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    interpolate: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(exists=True, dir_okay=False, metavar="A B", help="Images on the way from image file A to B."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Directory of grid.png, samples.npz and png/.")
+    ] = Path("samples"),
+    metadata: Metadata = None,
+    cancel_after: CancelAfter = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Draw images from a model into a directory, all in one picture and each in its own."""
+    own = pairs(metadata)
+    if interpolate and (temperature != 1 or seed is not None):
+        raise typer.BadParameter("--interpolate draws nothing: it goes with neither --temperature nor --seed")
+    with Client(url, key=key) as client:
+        if interpolate:
+            job = client.sampling_jobs.interpolate(
+                model=model, images=interpolate, num_samples=num_samples or 9, metadata=own, cancel_after=cancel_after
+            )
+        else:
+            job = client.sampling_jobs.create(
+                model=model,
+                num_samples=num_samples or 16,
+                temperature=temperature,
+                seed=seed,
+                metadata=own,
+                cancel_after=cancel_after,
+            )
+        if not detach:
+            job = finished(client, job)
+        if as_json:
+            print_json(job)
+        elif detach:
+            typer.echo(job.id)
+        if detach:
+            return
+        leave_unless_succeeded(job)
+        names = [artifact.name for artifact in client.jobs.artifacts(job.id)]
+        download_artifacts(client, job.id, names, output)
+    if not as_json:
+        typer.echo(output / "grid.png")
+    errors.print(f"wrote {len(names)} files into {output}", markup=False)

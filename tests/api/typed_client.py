@@ -1,0 +1,21 @@
+"""What a type checker must know of both clients; tests/api/test_async_client.py has it checked."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import assert_type
+
+from api.client import AsyncClient, Client, Dataset, Event, Job
+
+
+def blocking(client: Client) -> None:
+    assert_type(client.jobs.get("job_1"), Job)
+    assert_type(client.jobs.events("job_1"), Iterator[Event])
+    assert_type(client.datasets.upload(Path("a.zip")), Dataset)
+    client.jobs.get(1)  # type: ignore[arg-type]
+    client.sampling_jobs.create(model="job_1", samples=3)  # type: ignore[call-arg]
+
+
+async def awaited(client: AsyncClient) -> None:
+    assert_type(await client.jobs.get("job_1"), Job)
+    assert_type(client.jobs.events("job_1"), AsyncIterator[Event])
+    assert_type(await client.datasets.upload(Path("a.zip")), Dataset)

@@ -1,0 +1,149 @@
+"""DELETE frees the store: after each kind of thing was made and deleted, it is as it was; on a directory and on S3."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from api.stack import Stack
+from flowpp.data import encode_png
+from tests.s3 import S3, running_s3
+from worker.keys import NewKey
+from worker.service import Service
+from worker.settings import Settings
+
+ENDLESS = {"steps": 1_000_000, "checkpoint_every": 100, "keep_checkpoints": 2}
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with running_s3() as s3:
+        yield s3
+
+
+@pytest.fixture(params=["directory", "s3"])
+def stack(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    if request.param == "s3":
+        monkeypatch.setenv("FLOWPP_STORE", request.getfixturevalue("s3").new_store())
+    with Stack(tmp_path / "data", port=0) as stack:
+        yield stack
+
+
+@pytest.fixture
+def service(stack: Stack) -> Iterator[Service]:
+    """The records of the running stack."""
+    with Service(Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)) as service:
+        yield service
+
+
+@pytest.fixture
+def http(stack: Stack) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http:
+        yield http
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def stored(service: Service) -> set[str]:
+    """All that is stored when it does not change any more: a training worker deletes files behind a job's end."""
+    while True:
+        until(lambda: not service.redis.exists("flowpp:changed"))
+        before = now(service)
+        time.sleep(0.5)
+        if now(service) == before:
+            return before
+
+
+def now(service: Service) -> set[str]:
+    """All files, and on a disk also folders within the kinds' own."""
+    if service.store.directory is None:
+        kinds = ("jobs", "datasets", "checkpoints", "keys", "checks")
+        return {f"{kind}/{file.name}" for kind in kinds for file in service.store.listing(kind)}
+    paths = service.store.directory.glob("*/**/*")
+    return {str(path.relative_to(service.store.directory)) for path in paths}
+
+
+def local(data: Path) -> set[str]:
+    """Files of caches and run directories."""
+    return {str(path) for folder in ("cache", "runs") for path in (data / folder).rglob("*") if path.is_file()}
+
+
+def test_what_was_made_and_deleted_has_left_nothing(stack: Stack, service: Service, http: httpx.Client) -> None:
+    def upload() -> str:
+        file = io.BytesIO()
+        np.save(file, np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), np.uint8))
+        return http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())}).json()["id"]
+
+    def job(kind: str, status: str = "succeeded", **request: Any) -> str:
+        name = http.post(f"/v1/{kind}-jobs", json=request).json()["id"]
+        until(lambda: http.get(f"/v1/jobs/{name}").json()["status"] in (status, "failed"))
+        assert http.get(f"/v1/jobs/{name}").json()["status"] == status
+        return name
+
+    def training(recipe: dict[str, Any], status: str) -> str:
+        name = job("training", status, dataset=dataset, model={"preset": "tiny"}, training=recipe)
+        until(lambda: http.get("/v1/checkpoints", params={"job": name}).json()["data"])
+        return name
+
+    def paused() -> str:
+        name = training(ENDLESS, "running")
+        http.post(f"/v1/jobs/{name}/pause")
+        until(lambda: http.get(f"/v1/jobs/{name}").json()["status"] == "paused")
+        return name
+
+    def scored(count: int) -> str:
+        parts = [("files", (f"{index}.png", encode_png(np.full((8, 8, 3), index, np.uint8)))) for index in range(count)]
+        name = http.post("/v1/likelihood-jobs", data={"model": trained}, files=parts).json()["id"]
+        until(lambda: http.get(f"/v1/jobs/{name}").json()["status"] == "succeeded")
+        return name
+
+    def delete(path: str) -> None:
+        assert http.delete(path).status_code in (202, 204)
+        until(lambda: http.get(path).status_code == 404)
+
+    nothing = stored(service)
+    assert nothing == set()
+    dataset = upload()
+    trained = training({"steps": 20, "checkpoint_every": 10}, "succeeded")
+    making: dict[str, Callable[[], str]] = {
+        "a dataset": lambda: f"/v1/datasets/{upload()}",
+        "a training job": lambda: f"/v1/jobs/{training({'steps': 10}, 'succeeded')}",
+        "a paused one": lambda: f"/v1/jobs/{paused()}",
+        "one that runs": lambda: f"/v1/jobs/{training(ENDLESS, 'running')}",
+        "a few images' likelihood": lambda: f"/v1/jobs/{scored(2)}",
+        "many images' likelihood": lambda: f"/v1/jobs/{scored(100)}",
+        "a dataset's likelihood": lambda: f"/v1/jobs/{job('likelihood', model=trained, dataset=dataset)}",
+        "samples": lambda: f"/v1/jobs/{job('sampling', model=trained, num_samples=3)}",
+    }
+    for what, make in making.items():
+        before = stored(service)
+        path = make()
+        assert stored(service) > before, what
+        delete(path)
+        assert stored(service) == before, what
+    before = stored(service)
+    key, _ = service.keys.create(NewKey(owner="alice"))
+    assert stored(service) > before
+    service.keys.revoke(key.id)
+    assert stored(service) == before
+
+    checkpoints = http.get("/v1/checkpoints").json()["data"]
+    assert len(checkpoints) == 2
+    assert http.get(f"/v1/checkpoints/{checkpoints[0]['id']}/download").status_code == 200
+    delete(f"/v1/checkpoints/{checkpoints[0]['id']}")
+    assert not any(checkpoints[0]["id"] in name for name in stored(service))
+    delete(f"/v1/jobs/{trained}")
+    delete(f"/v1/datasets/{dataset}")
+    assert http.get("/readyz").status_code == 200
+    assert stored(service) == nothing
+    assert local(stack.data) == set()

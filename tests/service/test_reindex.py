@@ -1,0 +1,271 @@
+"""`flowpp reindex`: Redis is lost with all that it knew, and everybody finds the service as it was."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from api.stack import Stack
+from worker.redis_server import RedisServer
+from worker.service import Service
+from worker.settings import Settings
+
+ENDLESS = 1_000_000
+TINY = {"preset": "tiny"}
+
+
+def flowpp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("flowpp")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=120)
+
+
+def key(data: Path, owner: str, scope: str) -> str:
+    made = flowpp("keys", "create", "--owner", owner, "--scope", scope, "--data", data)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
+
+
+class Visitor:
+    """A client with a key, that asks for all there is."""
+
+    def __init__(self, stack: Stack, token: str) -> None:
+        self.http = httpx.Client(
+            base_url=stack.url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60
+        )
+
+    def dataset(self, images: np.ndarray) -> dict[str, Any]:
+        file = io.BytesIO()
+        np.save(file, images)
+        answer = self.http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def job(self, kind: str, **request: Any) -> dict[str, Any]:
+        answer = self.http.post(f"/v1/{kind}-jobs", json=request)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def is_now(self, job: dict[str, Any], *statuses: str, seconds: float = 60) -> dict[str, Any]:
+        """The job, as soon as it is one of these."""
+        deadline = time.monotonic() + seconds
+        while (now := self.http.get(f"/v1/jobs/{job['id']}").json())["status"] not in statuses:
+            assert time.monotonic() < deadline, now
+            time.sleep(0.05)
+        return now
+
+    def has_checkpoint(self, job: dict[str, Any]) -> None:
+        """Returns when it has."""
+        deadline = time.monotonic() + 60
+        while not self.http.get("/v1/checkpoints", params={"job": job["id"]}).json()["data"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def all_there_is(self) -> dict[str, tuple[int, bytes]]:
+        """Each GET of the OpenAPI document for each id there is: its status and body."""
+        found: dict[str, tuple[int, bytes]] = {}
+        ids = {
+            "job_id": self._ids("jobs"),
+            "dataset_id": self._ids("datasets"),
+            "checkpoint_id": self._ids("checkpoints"),
+        }
+        paths = self.http.get("/openapi.json").json()["paths"]
+        for path in [path for path, methods in paths.items() if path.startswith("/v1/") and "get" in methods]:
+            name = next((name for name in ids if f"{{{name}}}" in path), None)
+            for place in [path.replace(f"{{{name}}}", each) for each in ids[name]] if name else [path]:
+                self._visit(place, found)
+        return found
+
+    def _ids(self, things: str) -> list[str]:
+        return [thing["id"] for thing in self.http.get(f"/v1/{things}", params={"limit": 100}).json()["data"]]
+
+    def _visit(self, place: str, found: dict[str, tuple[int, bytes]]) -> None:
+        if "{name}" in place:
+            for artifact in self.http.get(place.removesuffix("/{name}")).json()["data"]:
+                self._visit(artifact["url"], found)
+            return
+        orders = [{}, {"order": "asc", "limit": 100}] if place.count("/") == 2 else [{}]
+        for parameters in orders:
+            answer = self.http.get(place, params=parameters)
+            found[str(answer.url.raw_path)] = answer.status_code, answer.content
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Stack]]:
+    monkeypatch.setenv("FLOWPP_AUTHENTICATION", "true")
+    monkeypatch.setenv("FLOWPP_LEASE_SECONDS", "3")
+    started: list[Stack] = []
+
+    def start() -> Stack:
+        started.append(Stack(tmp_path / "data", port=0).start())
+        return started[-1]
+
+    yield start
+    for stack in started:
+        stack.stop()
+
+
+Visit = Callable[[Stack, str], Visitor]
+
+
+@pytest.fixture
+def visit() -> Iterator[Visit]:
+    with ExitStack() as stack:
+
+        def visit(service: Stack, token: str) -> Visitor:
+            visitor = Visitor(service, token)
+            stack.enter_context(visitor.http)
+            return visitor
+
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Noise on a gradient; uint8 [40, 8, 8, 3]."""
+    noise = np.random.default_rng(0).integers(0, 32, (40, 8, 8, 3), np.uint8)
+    return noise + np.linspace(0, 200, 8).astype(np.uint8)[:, None]
+
+
+def wait_until_recorded(data: Path) -> None:
+    settings = Settings(redis_url=(data / "redis.url").read_text().strip(), data_directory=data)
+    deadline = time.monotonic() + 30
+    with Service(settings) as service:
+        while service.redis.exists("flowpp:changed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def lose_redis(data: Path) -> None:
+    shutil.rmtree(data / "redis")
+
+
+@pytest.mark.timeout(300)
+def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
+    start: Callable[[], Stack], visit: Visit, images: np.ndarray
+) -> None:
+    stack = start()
+    alice = visit(stack, alices := key(stack.data, "alice", "submit"))
+    admin = visit(stack, admins := key(stack.data, "root", "admin"))
+    dataset, other, damaged = alice.dataset(images), admin.dataset(images[:20]), alice.dataset(images[:30])
+    (file,) = (stack.data / "store" / "datasets" / damaged["id"]).rglob("*.npy")
+    file.write_bytes(file.read_bytes()[:-1])
+
+    trained = alice.job("training", dataset=dataset["id"], model=TINY, metadata={"run": "1"})
+    failed = alice.job("training", dataset=damaged["id"], model=TINY)
+    admin.job("training", dataset=other["id"], model=TINY)
+    assert alice.is_now(trained, "succeeded", "failed")["status"] == "succeeded"
+    assert alice.is_now(failed, "succeeded", "failed")["status"] == "failed"
+    endless = {"model": TINY, "training": {"steps": ENDLESS, "checkpoint_every": 100, "keep_checkpoints": 2}}
+    paused = alice.job("training", dataset=dataset["id"], **endless)
+    alice.has_checkpoint(paused)
+    alice.http.post(f"/v1/jobs/{paused['id']}/pause")
+    alice.is_now(paused, "paused")
+    cancelled = alice.job("training", dataset=dataset["id"], **endless)
+    alice.has_checkpoint(cancelled)
+    alice.http.post(f"/v1/jobs/{cancelled['id']}/cancel")
+    alice.is_now(cancelled, "cancelled")
+    resting = alice.job("training", dataset=dataset["id"], **endless)
+    alice.http.post(f"/v1/jobs/{resting['id']}/cancel")
+    picture = io.BytesIO()
+    Image.fromarray(images[0]).save(picture, "PNG")
+    scored = alice.http.post(
+        "/v1/likelihood-jobs", data={"model": trained["id"]}, files={"files": ("a.png", picture.getvalue())}
+    ).json()
+    for job in (
+        scored,
+        alice.job("likelihood", model=trained["id"], dataset=dataset["id"]),
+        alice.job("sampling", model=trained["id"], num_samples=4),
+    ):
+        assert alice.is_now(job, "succeeded", "failed")["status"] == "succeeded"
+    gone = alice.job("sampling", model=trained["id"], num_samples=1)
+    alice.is_now(gone, "succeeded")
+    assert alice.http.delete(f"/v1/jobs/{gone['id']}").status_code == 204
+    first = alice.http.get("/v1/checkpoints", params={"order": "asc", "limit": 1}).json()["data"][0]
+    assert alice.http.delete(f"/v1/checkpoints/{first['id']}").status_code == 204
+    lists = flowpp("keys", "list", "--json", "--data", stack.data).stdout
+    before, admins_before = alice.all_there_is(), admin.all_there_is()
+    assert len(before) > 80
+    events = alice.http.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 30}).json()
+    wait_until_recorded(stack.data)
+    with Service(Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)) as service:
+        stored_bytes = service.redis.hgetall("flowpp:bytes")
+
+    stack.stop()
+    lose_redis(stack.data)
+    rebuilt = flowpp("reindex", "--json", "--data", stack.data)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert json.loads(rebuilt.stdout)["damaged"] == []
+    assert flowpp("reindex", "--data", stack.data).returncode == 2
+    stack = start()
+    alice, admin = visit(stack, alices), visit(stack, admins)
+    assert alice.all_there_is() == before
+    assert admin.all_there_is() == admins_before
+    assert flowpp("keys", "list", "--json", "--data", stack.data).stdout == lists
+    with Service(Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)) as service:
+        assert service.redis.hgetall("flowpp:bytes") == stored_bytes
+    stream = alice.http.get(
+        f"/v1/jobs/{trained['id']}/events",
+        headers={"Accept": "text/event-stream", "Last-Event-ID": events["last_id"]},
+    ).text
+    ids = [line.removeprefix("id: ") for line in stream.splitlines() if line.startswith("id: ")]
+    rest = alice.http.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 100, "after": events["last_id"]})
+    assert ids == [event["id"] for event in rest.json()["data"]]
+
+    assert alice.http.post(f"/v1/jobs/{paused['id']}/resume").status_code == 200
+    alice.is_now(paused, "running")
+    alice.http.post(f"/v1/jobs/{paused['id']}/cancel")
+    alice.is_now(paused, "cancelled")
+    steps = alice.http.get(f"/v1/jobs/{paused['id']}/metrics").json()["columns"]["step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert "goes on from step" in alice.http.get(f"/v1/jobs/{paused['id']}/logs").text
+
+
+@pytest.mark.timeout(300)
+def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
+    start: Callable[[], Stack], visit: Visit, images: np.ndarray
+) -> None:
+    stack = start()
+    alice = visit(stack, token := key(stack.data, "alice", "submit"))
+    dataset = alice.dataset(images)
+    recipe = {"steps": 400, "checkpoint_every": 20}
+    running = alice.job("training", dataset=dataset["id"], model=TINY, training=recipe)
+    waiting = alice.job("training", dataset=dataset["id"], model=TINY)
+    alice.has_checkpoint(running)
+    wait_until_recorded(stack.data)
+    for name in ("redis", "api", "training", "inference"):
+        stack.children[name].kill()
+        stack.children[name].wait()
+    stack.stop()
+    shutil.rmtree(stack.data / "runs")
+    lose_redis(stack.data)
+    assert flowpp("reindex", "--data", stack.data).stdout.startswith("1 keys, 1 datasets")
+    with (
+        RedisServer(stack.data / "redis") as server,
+        Service(Settings(redis_url=server.url, data_directory=stack.data)) as service,
+    ):
+        job = service.jobs.get(running["id"])
+        assert (job.status, job.attempt, job.failures) == ("queued", 1, 0)
+        assert service.jobs.waiting("training") == [running["id"], waiting["id"]]
+        last = service.events.page(job.id, limit=1000).data[-1].data
+        assert last == {"status": "queued", "attempt": 1, "message": "Redis was lost while a worker held the job"}
+    stack = start()
+    alice = visit(stack, token)
+    assert alice.is_now(running, "succeeded", "failed", seconds=120)["status"] == "succeeded"
+    steps = alice.http.get(f"/v1/jobs/{running['id']}/metrics").json()["columns"]["step"]
+    assert steps == list(range(1, 401))
+    attempts = alice.http.get(f"/v1/jobs/{running['id']}/attempts").json()["data"]
+    assert [attempt["status"] for attempt in attempts] == ["stopped", "succeeded"]
+    assert "goes on from step" in alice.http.get(f"/v1/jobs/{running['id']}/logs").text
+    assert alice.is_now(waiting, "succeeded", "failed")["status"] == "succeeded"

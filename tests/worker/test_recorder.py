@@ -1,0 +1,145 @@
+"""The recorder: the store follows what Redis knows of jobs, and keeps nothing of those that are deleted."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.worker.conftest import Submit
+from worker.jobs import Progress
+from worker.recorder import Recorder, place
+from worker.service import Service
+
+
+def records(service: Service, job_id: str) -> list[str]:
+    return [file.name for file in service.store.listing(f"jobs/{job_id}")]
+
+
+def statuses(service: Service, job_id: str) -> list[str]:
+    """As the job's only record in the store has them."""
+    (name,) = records(service, job_id)
+    record = service.store.manifest(f"jobs/{job_id}/{name.partition('/')[0]}").record
+    events = [json.loads(line) for line in record["events"].splitlines()]
+    return [json.loads(data)["status"] for _, kind, data in events if kind == "status"]
+
+
+def test_a_job_is_stored_once_a_change_and_the_record_before_it_is_deleted(service: Service, submit: Submit) -> None:
+    recorder, job = Recorder(service), submit("sampling")
+    assert recorder.record() == 1
+    assert recorder.record() == 0
+    assert statuses(service, job.id) == ["queued"]
+    (claimed,) = service.jobs.claim("inference", "a")
+    service.jobs.succeed([(claimed, {"num_samples": 1}, "", Progress.at(1, 1))])
+    assert recorder.record() == 1
+    assert statuses(service, job.id) == ["queued", "running", "succeeded"]
+
+
+def test_a_checkpoint_makes_the_record_be_written_again_and_metrics_alone_do_not(
+    service: Service, submit: Submit
+) -> None:
+    recorder = Recorder(service)
+    submit()
+    (job,) = service.jobs.claim("training", "a")
+    recorder.record()
+    service.events.append(job, "metrics", {"step": 1})
+    assert recorder.record() == 0
+    service.events.append(job, "checkpoint", {"id": "ckpt_1", "step": 1, "metrics": {}})
+    assert recorder.record() == 1
+    (name,) = records(service, job.id)
+    events = service.store.manifest(f"jobs/{job.id}/{name.partition('/')[0]}").record["events"]
+    assert [json.loads(line)[1] for line in events.splitlines()] == ["status", "status", "metrics", "checkpoint"]
+
+
+def test_a_change_while_a_job_is_stored_is_stored_next(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
+
+    def cancelled_meanwhile(*arguments: object) -> object:
+        monkeypatch.undo()
+        service.jobs.cancel(job.id)
+        return put(*arguments)
+
+    monkeypatch.setattr(service.store, "put_record", cancelled_meanwhile)
+    recorder.record()
+    assert statuses(service, job.id) == ["queued"]
+    assert recorder.record() == 1
+    assert statuses(service, job.id) == ["queued", "cancelled"]
+
+
+def test_one_who_is_late_takes_nothing_newer_away(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
+
+    def overtaken(*arguments: object) -> object:
+        monkeypatch.undo()
+        service.jobs.cancel(job.id)
+        assert Recorder(service).record() == 1
+        return put(*arguments)
+
+    monkeypatch.setattr(service.store, "put_record", overtaken)
+    recorder.record()
+    assert statuses(service, job.id) == ["queued", "cancelled"]
+    assert recorder.record() == 0
+
+
+def test_a_job_deleted_while_it_is_stored_does_not_come_back(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, job, put = Recorder(service), submit(), service.store.put_record
+
+    def deleted_meanwhile(*arguments: object) -> object:
+        monkeypatch.undo()
+        assert service.delete_job(job.id)
+        return put(*arguments)
+
+    monkeypatch.setattr(service.store, "put_record", deleted_meanwhile)
+    recorder.record()
+    assert records(service, job.id) == []
+    recorder.record()
+    assert service.redis.zcard("flowpp:changed") == 0
+
+
+def test_what_a_deletion_that_was_killed_has_left_is_deleted(service: Service, submit: Submit) -> None:
+    recorder, job = Recorder(service), submit()
+    recorder.record()
+    assert service.jobs.delete(job.id)  # and the process is killed before it deletes in the store
+    assert records(service, job.id) != []
+    recorder.record()
+    assert records(service, job.id) == []
+
+
+def test_a_job_that_cannot_be_stored_stays_marked_and_the_others_are_stored(service: Service, submit: Submit) -> None:
+    recorder, hopeless, other = Recorder(service), submit(), submit()
+    assert service.store.directory is not None
+    folder = service.store.directory / "jobs" / hopeless.id
+    folder.parent.mkdir()
+    folder.write_text("no folder")
+    with pytest.raises(OSError, match=hopeless.id):
+        recorder.record()
+    assert statuses(service, other.id) == ["queued"]
+    folder.unlink()
+    assert recorder.record() == 1
+    assert statuses(service, hopeless.id) == ["queued"]
+
+
+def test_many_recorders_store_each_change(service: Service, submit: Submit) -> None:
+    jobs = [submit() for _ in range(20)]
+    ready = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        recorder = Recorder(service)
+        ready.wait()
+        for job in jobs[number::4]:
+            service.jobs.cancel(job.id)
+            recorder.record()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    Recorder(service).record()
+    for job in jobs:
+        assert statuses(service, job.id)[-1] == "cancelled"
+        (changed,) = service.redis.hmget(f"flowpp:job:{job.id}", "changed")
+        assert service.store.manifest(place(job.id, changed))

@@ -1,0 +1,111 @@
+"""The recorder: writes what Redis knows of jobs into the artifact store, from which `flowpp reindex` has it again.
+
+Each change of a job's status, and each checkpoint of it, marks the job in `flowpp:changed`. It is stored then as
+`jobs/<id>/record-<changed>`, in one object: a new one, so that one who is late overwrites nothing newer; the one before
+is deleted. The mark goes when what it marks is stored. What a training job tells between two checkpoints is stored with
+the second, since from the first it would go on.
+"""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+from worker.connection import UNREACHABLE
+from worker.service import Service
+from worker.transitions import Transitions, job_key
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+RECORD = "record-"
+"""Begins the names of a job's records in the store."""
+
+_TURN_SECONDS = 60
+_JOBS = 200  # at a time
+_THREADS = 8
+_TAKE = """
+local whose = redis.call('GET', KEYS[1])
+if whose and whose ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+_LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class Recorder:
+    """A thread while the block runs. Of any number of them one works at a time; two would do no harm."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._redis: Any = service.redis  # its annotations do not know of decode_responses
+        self._scripts = Transitions(service.redis)
+        self._take, self._leave = service.redis.register_script(_TAKE), service.redis.register_script(_LEAVE)
+        self._name = secrets.token_hex(8)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            try:
+                while self._is_my_turn() and self.record() == _JOBS and not self._ended.is_set():
+                    pass
+                self._leave(keys=["flowpp:recorder"], args=[self._name])
+            except UNREACHABLE as error:
+                log.warning("the recorder waits for Redis: %s", error)
+            except Exception:  # one that ended would be missed only when Redis is lost
+                log.exception("jobs were not recorded in the store, and will be tried again")
+
+    def _is_my_turn(self) -> bool:
+        return bool(self._take(keys=["flowpp:recorder"], args=[self._name, _TURN_SECONDS]))
+
+    def record(self) -> int:
+        """Stores jobs that have changed, those first that have waited longest; how many.
+
+        Raises `OSError` where one could not be stored; the others are.
+        """
+        marks = self._redis.zrange("flowpp:changed", 0, _JOBS - 1, withscores=True)
+        if marks:
+            with ThreadPoolExecutor(_THREADS, "record") as threads:
+                stored = [threads.submit(self._record, job_id, f"{marked:.0f}") for job_id, marked in marks]
+            for each in stored:
+                each.result()
+        return len(marks)
+
+    def _record(self, job_id: str, marked: str) -> None:
+        """Stores a job as it is now, and deletes what was stored of it before; or all, where there is no such job."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(job_key(job_id))
+            pipeline.xrange(f"{job_key(job_id)}:events")
+            fields, events = pipeline.execute()
+        changed = fields.get("changed", marked)
+        if fields:
+            fields.pop("recorded", None)
+            record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
+            self._service.store.put_record(place(job_id, changed), record)
+        outdated = self._scripts.recorded(job_id, changed)
+        if outdated == "missing":  # it was deleted, maybe since we have read it
+            self._service.store.delete(f"jobs/{job_id}")
+        elif outdated:
+            self._service.store.delete(place(job_id, outdated))
+
+
+def place(job_id: str, changed: str) -> str:
+    """Where in the store a job is as of `changed`."""
+    return f"jobs/{job_id}/{RECORD}{changed}"
+
+
+def _as_lines(events: Sequence[tuple[str, dict[str, str]]]) -> str:
+    """A job's stream as JSON lines: each an event's id, type and data."""
+    return "".join(json.dumps([event_id, fields["type"], fields["data"]]) + "\n" for event_id, fields in events)
