@@ -76,7 +76,7 @@ def problem(
         detail=redacted(detail),
         code=code,
         instance=redacted(request.url.path),
-        errors=list(errors),
+        errors=[FieldProblem(path=redacted(each.path), detail=redacted(each.detail)) for each in errors],
     )
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 

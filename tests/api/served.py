@@ -22,6 +22,7 @@ from worker.redis_server import HOST, RedisServer, free_port
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.webhooks import NewWebhook
 
 OWNER = "alice"
 
@@ -52,6 +53,7 @@ def serving(redis_server: RedisServer, saved_model: Path, directory: Path) -> It
         "FLOWPP_REQUESTS_PER_MINUTE": "1000000",
         "FLOWPP_MAX_JOBS_PER_OWNER": "1000000",
         "FLOWPP_MAX_LARGE_UPLOADS": "1000",
+        "FLOWPP_WEBHOOK_NETWORKS": "127.0.0.0/8",
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(temporary),
     }
@@ -94,8 +96,10 @@ def populate(service: Service, saved_model: Path, directory: Path) -> dict[str, 
         else:
             request = LikelihoodRequest(model=checkpoints[0], dataset=datasets[0])
             jobs.append(service.submit_likelihood(request).id)
+    hooks = [service.webhooks.create(NewWebhook(url="http://127.0.0.1:9/"), OWNER).id for _ in range(10)]
     return {
         "job_id": jobs,
+        "webhook_id": hooks,
         "dataset_id": datasets,
         "dataset": datasets,
         "checkpoint_id": checkpoints,
