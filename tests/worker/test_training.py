@@ -203,7 +203,8 @@ def test_artifacts_are_there_from_the_first_checkpoint_on(service: Service, job:
         named.append(service.jobs.get(job.id).artifacts)
         files = service.store.manifest(named[-1]).files
         assert f"samples/step-{step:08d}.png" in files
-        assert service.store.read(named[-1], "metrics.jsonl").count(b"\n") == step
+        with service.store.open(named[-1], "metrics.jsonl") as file:
+            assert file.read().count(b"\n") == step
     kept = sorted(path.name for path in (Path(service.settings.store_url) / "jobs" / job.id).iterdir())
     assert kept == ["attempt-1-4", "attempt-1-6"], "who reads those of a moment ago still can"
     reporter.delete_earlier_artifacts()
@@ -258,3 +259,44 @@ def test_the_events_say_which_attempt_why_the_last_one_ended_and_where_it_goes_o
         "attempt 2 begins; the one before ended: it was ended by SIGKILL",
         "attempt 2 goes on from step 10 of 20; the one before ended: it was ended by SIGKILL",
     ]
+
+
+def test_failures_count_anew_once_an_attempt_stores_a_later_checkpoint_than_it_began_with(
+    service: Service, job: Job
+) -> None:
+    service.redis.hset(f"flowpp:job:{job.id}", "max_attempts", 3)
+    for step, failures in ((2, 1), (2, 2), (4, 1)):
+        run, began_at = prepare(service, job)
+        if step > began_at:
+            write(run, step)
+        Reporter(service, job, run, began_at).tell()
+        service.jobs.end(job, "crashed", error=JobError(code="internal", message="it was ended by SIGKILL"))
+        assert service.jobs.get(job.id).failures == failures
+        job = claim(service)
+
+
+def test_the_end_is_estimated_from_the_steps_of_this_attempt(service: Service, job: Job) -> None:
+    def estimate() -> float | None:
+        progress = service.jobs.get(job.id).progress
+        assert progress is not None
+        return progress.estimated_finish_at
+
+    assert estimate() is None
+    run, began_at = prepare(service, job)
+    write(run, 2)
+    service.jobs.end(job, "crashed", error=JobError(code="internal", message="before it could tell"))
+    job = claim(service)
+    run, began_at = prepare(service, job)
+    reporter = Reporter(service, job, run, began_at)
+    assert estimate() is None, "the attempt before took these steps"
+    reporter.tell()
+    for step in (3, 4, 5):
+        run.append_metrics([{"step": step, "images_seen": 8 * step, "train_bits_per_dim": 7.0}])
+        before = time.time()
+        reporter.tell()
+        if step == 3:
+            assert estimate() is None
+        time.sleep(0.1)
+    found = estimate()
+    assert found is not None
+    assert 0.1 * 15 <= found - before < 1 * 15, "0.1 s a step and what the test takes, 15 steps to go"
