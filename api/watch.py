@@ -68,13 +68,19 @@ class Figures:
     def time_left(self) -> str:
         return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
 
-    def __str__(self) -> str:
+    def said(self, marks: bool = False) -> Text:
+        """The newest figures, with the `marks` that they have in the curve."""
         known = (
-            ("images_per_second", "{:.0f} images/s"),
-            (TRAIN, "train {:.3f}"),
-            (VALIDATION, "validation {:.3f} bits/dim"),
+            (TRAIN, "⠒⠒ ", "cyan", "train {:.3f}"),
+            (VALIDATION, "• ", "yellow", "validation {:.3f} bits/dim"),
+            ("images_per_second", "", "", "{:.0f} images/s"),
         )
-        return "  ".join(text.format(self.metrics[name]) for name, text in known if name in self.metrics)
+        told = [
+            Text.assemble((mark if marks else "", colour), text.format(self.metrics[name]))
+            for name, mark, colour, text in known
+            if name in self.metrics
+        ]
+        return Text("  ").join(told)
 
 
 def watch(client: Client, job_id: str, console: Console) -> Job:
@@ -126,11 +132,10 @@ class _Picture:
         figures = self._figures
         train, validation = list(figures.curves[TRAIN]), list(figures.curves[VALIDATION])
         width, height = console.size
-        said = Text(str(figures))
-        if len(train) > 1 and width >= LEAST_COLUMNS and height >= LEAST_LINES:
+        room = len(train) > 1 and width >= LEAST_COLUMNS and height >= LEAST_LINES
+        if room:
             yield draw(train, validation, width - 1, min(MOST_CURVE_LINES, height - 6))
-            said = Text.assemble(said, ("   ⠒⠒ train", "cyan"), ("   • validation", "yellow"))
-        yield said
+        yield figures.said(marks=room)
         self._bar.update(
             self._task,
             description=figures.status,
@@ -171,7 +176,7 @@ def _lines(console: Console, figures: Figures) -> Iterator[Callable[[], None]]:
             return
         last = figures.status, time.monotonic()
         step = f"  step {figures.step}/{figures.total or '?'}" if figures.step else ""
-        said = f"{figures.status}{step}  {figures}  {figures.time_left}".rstrip()
+        said = f"{figures.status}{step}  {figures.said()}  {figures.time_left}".rstrip()
         console.print(said, markup=False, highlight=False, soft_wrap=True)
 
     yield show

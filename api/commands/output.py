@@ -22,7 +22,7 @@ FAILURE, BAD_INPUT, UNREACHED, CANCELLED = 1, 2, 3, 4
 EXIT_CODES = """Exit codes: 0 done; 1 the job or the service failed; 2 bad input, or the service refused it;
 3 the service cannot be reached; 4 the job was cancelled; 130 stopped by Ctrl-C."""
 
-_PIPE_COLUMNS = 1_000_000  # nothing is wrapped for who reads lines
+_COLUMNS = 1_000_000  # a narrow terminal wraps lines; ids stay whole
 
 errors = Console(stderr=True, highlight=False)
 
@@ -53,7 +53,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     if table.row_count:
-        Console(highlight=False, width=None if seen else _PIPE_COLUMNS).print(table)
+        Console(highlight=False, width=_COLUMNS).print(table)
 
 
 def print_list(head: Sequence[str], objects: Iterable[BaseModel], as_json: bool, row: Any) -> None:
