@@ -1,9 +1,9 @@
 """Rebuilding an empty Redis from the artifact store alone: `flowpp reindex`.
 
-What comes back: keys, datasets, checkpoints, and jobs with their events and thereby metrics, logs and attempts, all in
-the order of their creation. What does not: notes of idempotency keys, and what was counted for rate limits. An
-unfinished job that a worker held waits again (or is paused or cancelled, where that was wished), with a status event
-that says why, and goes on from its newest checkpoint.
+What comes back: keys, webhooks, datasets, checkpoints, and jobs with their events and thereby metrics, logs and
+attempts, all in the order of their creation. What does not: notes of idempotency keys, what was counted for rate
+limits, and deliveries to webhooks. An unfinished job that a worker held waits again (or is paused or cancelled, where
+that was wished), with a status event that says why, and goes on from its newest checkpoint.
 """
 
 import json
@@ -20,13 +20,13 @@ from worker.refusals import Conflict, NotFound
 from worker.service import Service
 from worker.transitions import Transitions, job_key
 
-KINDS = {"key": "keys", "dataset": "datasets", "checkpoint": "checkpoints"}
+KINDS = {"key": "keys", "webhook": "webhooks", "dataset": "datasets", "checkpoint": "checkpoints"}
 """Kinds of records beside jobs, and the folders they have in the store."""
 
 LOST = "Redis was lost while a worker held the job"
 
 _REBUILDING = "flowpp:rebuilding"
-_INDICES = ("flowpp:jobs", "flowpp:datasets", "flowpp:checkpoints", "flowpp:keys")
+_INDICES = ("flowpp:jobs", "flowpp:datasets", "flowpp:checkpoints", "flowpp:keys", "flowpp:webhooks")
 _THREADS = 8
 _AT_A_TIME = 1_000
 
@@ -35,6 +35,7 @@ class Rebuilt(BaseModel):
     """What `rebuild` has found in the store."""
 
     keys: int = 0
+    webhooks: int = 0
     datasets: int = 0
     checkpoints: int = 0
     jobs: int = 0

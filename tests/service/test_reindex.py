@@ -52,8 +52,9 @@ class Visitor:
         assert answer.status_code == 201, answer.text
         return answer.json()
 
-    def job(self, kind: str, **request: Any) -> dict[str, Any]:
-        answer = self.http.post(f"/v1/{kind}-jobs", json=request)
+    def job(self, kind: str, cancel_after: str | None = None, **request: Any) -> dict[str, Any]:
+        headers = {"Cancel-After": cancel_after} if cancel_after else {}
+        answer = self.http.post(f"/v1/{kind}-jobs", json=request, headers=headers)
         assert answer.status_code == 202, answer.text
         return answer.json()
 
@@ -79,6 +80,7 @@ class Visitor:
             "job_id": self._ids("jobs"),
             "dataset_id": self._ids("datasets"),
             "checkpoint_id": self._ids("checkpoints"),
+            "webhook_id": self._ids("webhooks"),
         }
         paths = self.http.get("/openapi.json").json()["paths"]
         for path in [path for path, methods in paths.items() if path.startswith("/v1/") and "get" in methods]:
@@ -105,6 +107,7 @@ class Visitor:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Stack]]:
     monkeypatch.setenv("FLOWPP_AUTHENTICATION", "true")
     monkeypatch.setenv("FLOWPP_LEASE_SECONDS", "3")
+    monkeypatch.setenv("FLOWPP_WEBHOOK_NETWORKS", "127.0.0.0/8")
     started: list[Stack] = []
 
     def start() -> Stack:
@@ -147,6 +150,15 @@ def wait_until_recorded(data: Path) -> None:
             time.sleep(0.1)
 
 
+def what_is_noted(data: Path) -> tuple[Any, ...]:
+    """Bytes of owners, and when jobs are due to be cancelled or deleted."""
+    settings = Settings(redis_url=(data / "redis.url").read_text().strip(), data_directory=data)
+    with Service(settings) as service:
+        due = [service.redis.zrange(f"flowpp:{name}", 0, -1, withscores=True) for name in ("deadlines", "expiring")]
+        assert all(due)
+        return service.redis.hgetall("flowpp:bytes"), *due
+
+
 def lose_redis(data: Path) -> None:
     shutil.rmtree(data / "redis")
 
@@ -168,7 +180,7 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     assert alice.is_now(trained, "succeeded", "failed")["status"] == "succeeded"
     assert alice.is_now(failed, "succeeded", "failed")["status"] == "failed"
     endless = {"model": TINY, "training": {"steps": ENDLESS, "checkpoint_every": 100, "keep_checkpoints": 2}}
-    paused = alice.job("training", dataset=dataset["id"], **endless)
+    paused = alice.job("training", "2d", dataset=dataset["id"], **endless)
     alice.has_checkpoint(paused)
     alice.http.post(f"/v1/jobs/{paused['id']}/pause")
     alice.is_now(paused, "paused")
@@ -194,13 +206,13 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     assert alice.http.delete(f"/v1/jobs/{gone['id']}").status_code == 204
     first = alice.http.get("/v1/checkpoints", params={"order": "asc", "limit": 1}).json()["data"][0]
     assert alice.http.delete(f"/v1/checkpoints/{first['id']}").status_code == 204
+    assert alice.http.post("/v1/webhooks", json={"url": "http://127.0.0.1:9/"}).status_code == 201
     lists = flowpp("keys", "list", "--json", "--data", stack.data).stdout
     before, admins_before = alice.all_there_is(), admin.all_there_is()
     assert len(before) > 80
     events = alice.http.get(f"/v1/jobs/{trained['id']}/events", params={"limit": 30}).json()
     wait_until_recorded(stack.data)
-    with Service(Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)) as service:
-        stored_bytes = service.redis.hgetall("flowpp:bytes")
+    noted = what_is_noted(stack.data)
 
     stack.stop()
     lose_redis(stack.data)
@@ -213,8 +225,7 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     assert alice.all_there_is() == before
     assert admin.all_there_is() == admins_before
     assert flowpp("keys", "list", "--json", "--data", stack.data).stdout == lists
-    with Service(Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)) as service:
-        assert service.redis.hgetall("flowpp:bytes") == stored_bytes
+    assert what_is_noted(stack.data) == noted
     stream = alice.http.get(
         f"/v1/jobs/{trained['id']}/events",
         headers={"Accept": "text/event-stream", "Last-Event-ID": events["last_id"]},
@@ -250,7 +261,7 @@ def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
     stack.stop()
     shutil.rmtree(stack.data / "runs")
     lose_redis(stack.data)
-    assert flowpp("reindex", "--data", stack.data).stdout.startswith("1 keys, 1 datasets")
+    assert flowpp("reindex", "--data", stack.data).stdout.startswith("1 keys, 0 webhooks, 1 datasets")
     with (
         RedisServer(stack.data / "redis") as server,
         Service(Settings(redis_url=server.url, data_directory=stack.data)) as service,

@@ -14,7 +14,11 @@ if turn then
   if tonumber(fields.attempt) > 0 then at_least('', turn) end
   at_least(fields.owner, turn + math.max(1, tonumber(fields.size)))
 end
-if TERMINAL[fields.status] then return fields.status end
+if TERMINAL[fields.status] then
+  if fields.expires_at then redis.call('ZADD', 'flowpp:expiring', fields.expires_at, id) end
+  return fields.status
+end
+if fields.cancel_at then redis.call('ZADD', 'flowpp:deadlines', fields.cancel_at, id) end
 for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
 if fields.status == 'queued' then redis.call('ZADD', 'flowpp:queued:' .. fields.queue, turn or 0, id) end
 if not HELD[fields.status] then return fields.status end
