@@ -11,20 +11,21 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from api.idempotency import Creation
+from api.deadlines import JobCreation
 from api.problems import Unsupported, not_json
-from api.uploads import Upload, received
+from api.uploads import Form, received
 from flowpp.data import read_images
 from worker.jobs import Job
-from worker.keys import Caller
 from worker.requests import LikelihoodRequest, SamplingRequest
+from worker.service import Service
+from worker.submission import Terms
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
-Submit = Callable[[Wanted, np.ndarray | None, list[str], Caller, str], Job]
+Submit = Callable[[Service, Wanted, np.ndarray | None, list[str], Terms], Job]
 
 
-async def submit(creation: Creation, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
+async def submit(creation: JobCreation, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
     """Submits what the body asks for, with the images that came in its field `files`, in a thread, and once.
 
     Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` and
@@ -40,25 +41,25 @@ async def submit(creation: Creation, kind: type[Wanted], submit: Submit[Wanted])
             raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
         settings = service.settings
 
-        def with_images(form: Upload) -> Job:
+        def with_images(form: Form) -> Job:
             wanted = _parsed(kind, _values(form))
             service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
-            return _submit_once(creation, submit, wanted, [(name, path.read_bytes()) for name, path in form.files])
+            return _submit_once(creation, submit, wanted, form.contents())
 
         async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
             return await run_in_threadpool(with_images, form)
 
 
 def _submit_once(
-    creation: Creation, submit: Submit[Wanted], wanted: Wanted, files: list[tuple[str, bytes]] | None = None
+    creation: JobCreation, submit: Submit[Wanted], wanted: Wanted, files: list[tuple[str, bytes]] | None = None
 ) -> Job:
-    claim = creation.claim(wanted.model_dump(mode="json"), files or [])
+    service, terms = creation.service, creation.terms(wanted.model_dump(mode="json"), files or [])
     if creation.existing:
-        return creation.service.jobs.get(creation.existing)
+        return service.jobs.get(creation.existing)
     if files is None:
-        return submit(wanted, None, [], creation.caller, claim)
-    images = read_images(files, limits=creation.service.settings.request_limits)
-    return submit(wanted, images, [name for name, _ in files], creation.caller, claim)
+        return submit(service, wanted, None, [], terms)
+    images = read_images(files, limits=service.settings.request_limits)
+    return submit(service, wanted, images, [name for name, _ in files], terms)
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _in_body(error: ValidationError) -> list[dict[str, Any]]:
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
-def _values(form: Upload) -> dict[str, Any]:
+def _values(form: Form) -> dict[str, Any]:
     """A form's fields, with those called `metadata[name]` under `metadata`."""
     found = {name: _METADATA.fullmatch(name) for name in form.fields}
     values: dict[str, Any] = {name: value for name, value in form.fields.items() if not found[name]}

@@ -1,10 +1,16 @@
-"""`Cancel-After`: how long after its creation a job is cancelled, if it has not finished."""
+"""`Cancel-After`, and the creation of jobs: how long after it one is cancelled, if it has not finished."""
 
 import re
-from typing import Annotated
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
+
+from api.dependencies import CallerOf, ServiceOf
+from api.idempotency import Creation, IdempotencyKey
+from worker.submission import Terms
 
 LEAST_SECONDS = 5
 MOST_SECONDS = 30 * 86_400
@@ -38,5 +44,27 @@ async def _cancel_after(
     return seconds
 
 
-CancelAfter = Annotated[int | None, Depends(_cancel_after)]
-"""Seconds, or none."""
+class JobCreation(Creation):
+    """A creation of a job."""
+
+    cancel_after: int | None = None
+
+    def terms(self, values: Any, files: Iterable[tuple[str, Path | bytes]] = ()) -> Terms:
+        """On what the job is submitted, by the content of the request. Raises as `claim`."""
+        return Terms(self.caller, self.claim(values, files), self.cancel_after)
+
+
+async def _job_creation(
+    request: Request,
+    response: Response,
+    service: ServiceOf,
+    caller: CallerOf,
+    cancel_after: Annotated[int | None, Depends(_cancel_after)],
+    idempotency_key: IdempotencyKey = None,
+) -> JobCreation:
+    creation = JobCreation(request, response, service, caller, idempotency_key)
+    creation.cancel_after = cancel_after
+    return creation
+
+
+JobCreationOf = Annotated[JobCreation, Depends(_job_creation)]

@@ -1,17 +1,18 @@
-"""Uploads: multipart bodies to files on disk, with a limit that holds while they arrive."""
+"""Uploads: multipart bodies, with a limit that holds while they arrive; large files are kept on disk."""
 
 import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.problems import Unsupported, UploadTooLarge
@@ -22,18 +23,30 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
-class Upload:
-    """The text fields of a form, and its files in the order sent: what each is called, and where it lies."""
+class Form:
+    """The text fields of a form, and its files in the order sent: what each is called, and where it is read."""
 
-    fields: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[tuple[str, Path], ...] = ()
+    fields: Mapping[str, str]
+    files: tuple[tuple[str, IO[bytes]], ...]
+
+    def contents(self) -> list[tuple[str, bytes]]:
+        """The files, with all that is in them."""
+        return [(name, file.read()) for name, file in self.files]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A form with its files on disk: what each is called, and where it lies."""
+
+    fields: Mapping[str, str]
+    files: tuple[tuple[str, Path], ...]
 
 
 @asynccontextmanager
 async def received(
     request: Request, file_field: str, max_bytes: int, max_files: int, text_fields: Collection[str] | None = None
-) -> AsyncIterator[Upload]:
-    """The form in the body of `request`, with its files in a temporary directory that goes with the block.
+) -> AsyncIterator[Form]:
+    """The form in the body of `request`, which lasts as long as the block.
 
     It may have no other text than `text_fields`, where those are said.
 
@@ -52,22 +65,28 @@ async def received(
         raise _invalid(file_field, error.message) from error
     try:
         fields: dict[str, str] = {}
-        parts: list[UploadFile] = []
+        files: list[tuple[str, IO[bytes]]] = []
         for name, value in form.multi_items():
             if isinstance(value, str):
                 if text_fields is not None and name not in text_fields:
                     raise _invalid(name, "unexpected field")
                 fields[name] = value
             elif name == file_field:
-                parts.append(value)
+                files.append((display_name(value.filename or ""), value.file))
             else:
                 raise _invalid(name, f"unexpected file; files go in the field {file_field!r}")
-        if not parts:
+        if not files:
             raise _invalid(file_field, "Field required: at least one file")
-        with tempfile.TemporaryDirectory(prefix="flowpp-upload-") as directory:
-            yield Upload(fields, await run_in_threadpool(_save, parts, Path(directory)))
+        yield Form(fields, tuple(files))
     finally:
         await form.close()
+
+
+@asynccontextmanager
+async def saved(form: Form) -> AsyncIterator[Upload]:
+    """The form with its files in a temporary directory that goes with the block; they are read no more from `form`."""
+    with tempfile.TemporaryDirectory(prefix="flowpp-upload-") as directory:
+        yield Upload(form.fields, await run_in_threadpool(_save, form, Path(directory)))
 
 
 class _Parser(MultiPartParser):
@@ -96,15 +115,14 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         yield chunk
 
 
-def _save(parts: list[UploadFile], directory: Path) -> tuple[tuple[str, Path], ...]:
+def _save(form: Form, directory: Path) -> tuple[tuple[str, Path], ...]:
     saved = []
-    for index, part in enumerate(parts):
+    for index, (name, file) in enumerate(form.files):
         folder = directory / str(index)  # two files may have one name
         folder.mkdir()
-        name = display_name(part.filename or "")
         with (folder / name).open("xb") as target:
-            shutil.copyfileobj(part.file, target, 2**20)
-        part.file.close()  # the parser's own copy, which would take the disk's room twice
+            shutil.copyfileobj(file, target, 2**20)
+        file.close()  # the parser's own copy, which would take the disk's room twice
         saved.append((name, folder / name))
     return tuple(saved)
 

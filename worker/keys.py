@@ -83,6 +83,10 @@ class Caller:
         return bool(self.scopes & {scope, "admin"}) or (scope == "read" and "submit" in self.scopes)
 
 
+ANYBODY = Caller()
+"""Who asks where authentication is off."""
+
+
 class Keys:
     """The keys of one Redis server and store."""
 

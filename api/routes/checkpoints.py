@@ -15,7 +15,7 @@ from api.dependencies import CallerOf, CheckpointOf, ServiceOf
 from api.idempotency import Creation, CreationOf
 from api.routes.artifacts import FILE, ConditionsOf
 from api.schemas import After, Limit, ListOf, Order, as_list
-from api.uploads import Upload, received
+from api.uploads import Upload, received, saved
 from flowpp.published import PUBLISHED
 from worker.models import Checkpoint
 from worker.refusals import Invalid
@@ -55,20 +55,21 @@ async def upload(creation: CreationOf) -> Checkpoint:
     async with (
         creation,
         received(creation.request, "file", settings.max_upload_bytes, 1, ("preset",)) as form,
+        saved(form) as sent,
     ):
-        checkpoint = await run_in_threadpool(_import, creation, form)
+        checkpoint = await run_in_threadpool(_import, creation, sent)
     creation.response.headers["Location"] = f"/v1/checkpoints/{checkpoint.id}"
     return checkpoint
 
 
-def _import(creation: Creation, form: Upload) -> Checkpoint:
-    preset = form.fields.get("preset", "")
+def _import(creation: Creation, sent: Upload) -> Checkpoint:
+    preset = sent.fields.get("preset", "")
     if preset not in PUBLISHED:
         raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
-    claim = creation.claim(dict(form.fields), form.files)
+    claim = creation.claim(dict(sent.fields), sent.files)
     if creation.existing:
         return creation.service.checkpoints.get(creation.existing)
-    return creation.service.import_checkpoint(form.files[0][1], preset, creation.caller, claim)
+    return creation.service.import_checkpoint(sent.files[0][1], preset, creation.caller, claim)
 
 
 @router.get("")

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from api.dependencies import CallerOf, DatasetOf, ServiceOf
 from api.idempotency import Creation, CreationOf
 from api.schemas import After, Limit, ListOf, Order, as_list
-from api.uploads import Upload, received
+from api.uploads import Upload, received, saved
 from flowpp.data import build_image_set
 from worker.datasets import Dataset
 
@@ -49,22 +49,23 @@ async def upload(creation: CreationOf) -> Dataset:
     async with (
         creation,
         received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images, ()) as form,
+        saved(form) as sent,
     ):
-        dataset = await run_in_threadpool(_register, creation, form)
+        dataset = await run_in_threadpool(_register, creation, sent)
     creation.response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return dataset
 
 
-def _register(creation: Creation, form: Upload) -> Dataset:
+def _register(creation: Creation, sent: Upload) -> Dataset:
     service = creation.service
-    claim = creation.claim(dict(form.fields), form.files)
+    claim = creation.claim(dict(sent.fields), sent.files)
     if creation.existing:
         return service.datasets.get(creation.existing)
-    paths = [path for _, path in form.files]
+    paths = [path for _, path in sent.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = paths[0] if len(paths) == 1 else paths
         image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
-        return service.datasets.register(image_set, form.files[0][0], creation.caller.owner, claim)
+        return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 
 
 @router.get("")

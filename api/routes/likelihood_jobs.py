@@ -1,15 +1,13 @@
 """Likelihood jobs: the bits/dim of images."""
 
-from functools import partial
-
 from fastapi import APIRouter
 
 from api.answers import AnswerOf
 from api.bodies import openapi, submit
-from api.deadlines import CancelAfter
-from api.idempotency import CreationOf
+from api.deadlines import JobCreationOf
 from api.schemas import JobObject
 from worker.requests import LikelihoodRequest
+from worker.submission import submit_likelihood
 
 router = APIRouter(prefix="/likelihood-jobs", tags=["jobs"])
 
@@ -27,12 +25,11 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def score(creation: CreationOf, answer: AnswerOf, cancel_after: CancelAfter) -> JobObject:
+async def score(creation: JobCreationOf, answer: AnswerOf) -> JobObject:
     """Score images: a dataset's validation images (JSON), or images in the request (multipart).
 
     The result holds mean bits/dim with its standard error and its split, and for up to 32 images each one's figures;
     likelihood.csv, an artifact of jobs on a dataset or more images, has a row an image.
     """
-    wanted = partial(creation.service.submit_likelihood, cancel_after=cancel_after)
-    job = await submit(creation, LikelihoodRequest, wanted)
+    job = await submit(creation, LikelihoodRequest, submit_likelihood)
     return await answer(job)

@@ -1,15 +1,13 @@
 """Sampling jobs."""
 
-from functools import partial
-
 from fastapi import APIRouter
 
 from api.answers import AnswerOf
 from api.bodies import openapi, submit
-from api.deadlines import CancelAfter
-from api.idempotency import CreationOf
+from api.deadlines import JobCreationOf
 from api.schemas import JobObject
 from worker.requests import SamplingRequest
+from worker.submission import submit_sampling
 
 router = APIRouter(prefix="/sampling-jobs", tags=["jobs"])
 
@@ -27,11 +25,10 @@ BODY = openapi(
     openapi_extra=BODY,
     responses={200: {"model": JobObject, "description": "Finished within `wait`."}},
 )
-async def sample(creation: CreationOf, answer: AnswerOf, cancel_after: CancelAfter) -> JobObject:
+async def sample(creation: JobCreationOf, answer: AnswerOf) -> JobObject:
     """Draw images (JSON), or interpolate between two: of a dataset (JSON), or in the request (multipart).
 
     The artifacts are grid.png, samples.npz and png/0000.png, ...
     """
-    wanted = partial(creation.service.submit_sampling, cancel_after=cancel_after)
-    job = await submit(creation, SamplingRequest, wanted)
+    job = await submit(creation, SamplingRequest, submit_sampling)
     return await answer(job)

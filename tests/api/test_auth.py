@@ -14,6 +14,7 @@ from tests.api.conftest import Serve
 from worker.keys import Caller, NewKey, Quota
 from worker.requests import TrainingRequest
 from worker.service import Service
+from worker.submission import Terms, submit_training
 from worker.webhooks import NewWebhook
 
 
@@ -72,7 +73,7 @@ def test_what_is_another_owners_is_not_there(
     dataset = service.datasets.register(build_image_set(tmp_path / "images.npy", tmp_path / "set"), owner="alice")
     checkpoint = service.checkpoints.register(saved_model, owner="alice")
     wanted = TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}})
-    job = service.submit_training(wanted, Caller("alice", frozenset({"submit"})))
+    job = submit_training(service, wanted, Terms(Caller("alice", frozenset({"submit"}))))
     webhook = service.webhooks.create(NewWebhook(url="https://example.com"), "alice")
     ids = {"job_id": job.id, "dataset_id": dataset.id, "checkpoint_id": checkpoint.id, "name": "grid.png"}
     ids["webhook_id"] = webhook.id

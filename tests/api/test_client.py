@@ -18,6 +18,7 @@ from worker import child
 from worker.redis_server import free_port
 from worker.requests import TrainingRequest
 from worker.service import Service
+from worker.submission import submit_training
 
 
 def test_an_upload_reports_its_progress_up_to_the_last_byte(client: Client, archive: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_stream_outlives_the_api_that_is_killed_and_started_again(service: Ser
     np.save(tmp_path / "images.npy", np.zeros((16, 32, 32, 3), np.uint8))
     dataset = service.datasets.register(build_image_set(tmp_path / "images.npy", tmp_path / "set"))
     request = TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}})
-    job = service.submit_training(request)
+    job = submit_training(service, request)
     (claimed,) = service.jobs.claim("training", "a worker")
     port = free_port()
 

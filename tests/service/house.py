@@ -31,6 +31,7 @@ from worker.redis_server import HOST, RedisServer, free_port
 from worker.requests import TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.submission import submit_training
 
 LEASE_SECONDS = 3
 BOUND_SECONDS = 60
@@ -109,7 +110,7 @@ class House:
     def submit(self, dataset: Dataset, steps: int = STEPS) -> Job:
         training = {"steps": steps, "checkpoint_every": CHECKPOINT_EVERY, "evaluation_every": 40, "keep_checkpoints": 3}
         request = {"dataset": dataset.id, "model": {"preset": "tiny", "dropout": 0.1}, "training": training}
-        return self.service.submit_training(TrainingRequest.model_validate(request))
+        return submit_training(self.service, TrainingRequest.model_validate(request))
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = BOUND_SECONDS) -> float:
         """Seconds until it holds."""

@@ -21,6 +21,7 @@ from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.submission import submit_likelihood
 
 LEASE_SECONDS = 2
 REQUESTS, KILLS = 120, 4
@@ -86,7 +87,7 @@ def test_killed_inference_workers_lose_no_request_and_answer_none_twice(service:
             time.sleep(0.05)
         images = np.random.default_rng(0).integers(0, 256, (REQUESTS, 1, 8, 8, 3), np.uint8)
         jobs = [
-            service.submit_likelihood(LikelihoodRequest(model=checkpoint.id, importance_samples=512), each)
+            submit_likelihood(service, LikelihoodRequest(model=checkpoint.id, importance_samples=512), each)
             for each in images
         ]
         for kill in range(1, KILLS + 1):

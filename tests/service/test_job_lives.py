@@ -18,13 +18,14 @@ from flowpp.checkpoint import verify
 from flowpp.data import build_image_set, content_sha256
 from flowpp.likelihood import likelihood
 from flowpp.sampling import decode, sample
-from worker import child
+from worker import child, submission
 from worker.datasets import Dataset
 from worker.jobs import Job
 from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.submission import submit_likelihood, submit_sampling
 
 PATIENCE_SECONDS = 60
 ENDLESS = 1_000_000
@@ -111,7 +112,7 @@ def trained(service: Service, workers: Workers, dataset: Dataset) -> Job:
 
 def submit_training(service: Service, dataset: Dataset, **training: int) -> Job:
     request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": training}
-    return service.submit_training(TrainingRequest.model_validate(request))
+    return submission.submit_training(service, TrainingRequest.model_validate(request))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -159,7 +160,7 @@ def test_a_training_job_leaves_metrics_checkpoints_and_a_curve(service: Service,
 
 def test_a_likelihood_job_gives_what_the_library_gives(service: Service, trained: Job, images: np.ndarray) -> None:
     request = LikelihoodRequest(model=trained.id, importance_samples=2, seed=3)
-    job = until_finished(service, service.submit_likelihood(request, images[:3], ["a", "b", "c"]).id)
+    job = until_finished(service, submit_likelihood(service, request, images[:3], ["a", "b", "c"]).id)
     assert job.status == "succeeded", job
     model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
     expected = np.concatenate(list(likelihood(model, images[:3], importance_samples=2, seed=3)))[:, 0]
@@ -178,7 +179,7 @@ def test_a_likelihood_job_on_a_dataset_scores_its_validation_images(
     service: Service, trained: Job, dataset: Dataset
 ) -> None:
     request = LikelihoodRequest(model=trained.id, dataset=dataset.id)
-    job = until_finished(service, service.submit_likelihood(request).id)
+    job = until_finished(service, submit_likelihood(service, request).id)
     assert job.status == "succeeded", job
     assert job.result is not None
     assert job.result["num_images"] == dataset.num_validation == 4
@@ -194,7 +195,7 @@ def test_a_likelihood_job_leaves_bits_maps_and_latents_where_asked(
     service: Service, trained: Job, images: np.ndarray
 ) -> None:
     request = LikelihoodRequest(model=trained.id, bits_map=True, latents=True)
-    job = until_finished(service, service.submit_likelihood(request, images[:3], ["a", "b", "c"]).id)
+    job = until_finished(service, submit_likelihood(service, request, images[:3], ["a", "b", "c"]).id)
     assert job.status == "succeeded", job
     assert job.result is not None
     assert "bits_map.png" in service.artifacts(job).files
@@ -212,10 +213,10 @@ def test_a_sampling_job_goes_from_one_image_to_another(
 ) -> None:
     stored = service.datasets.open(dataset.id).images
     if sent:
-        new = service.submit_sampling(SamplingRequest(model=trained.id, num_samples=5), stored[[7, 2]], ["a", "b"])
+        new = submit_sampling(service, SamplingRequest(model=trained.id, num_samples=5), stored[[7, 2]], ["a", "b"])
     else:
         ends = {"dataset": dataset.id, "images": (7, 2)}
-        new = service.submit_sampling(SamplingRequest(model=trained.id, num_samples=5, between=ends))
+        new = submit_sampling(service, SamplingRequest(model=trained.id, num_samples=5, between=ends))
     job = until_finished(service, new.id)
     assert job.status == "succeeded", job
     between = arrays(service, job, "samples.npz")["images"]
@@ -225,7 +226,7 @@ def test_a_sampling_job_goes_from_one_image_to_another(
 
 def test_a_sampling_job_gives_what_the_library_gives(service: Service, trained: Job) -> None:
     request = SamplingRequest(model=trained.id, num_samples=70, temperature=0.7, seed=5)
-    job = until_finished(service, service.submit_sampling(request).id)
+    job = until_finished(service, submit_sampling(service, request).id)
     assert job.status == "succeeded", job
     files = service.artifacts(job).files
     assert {"grid.png", "samples.npz", "png/0000.png", "png/0069.png"} <= files.keys()
@@ -241,7 +242,7 @@ def test_many_requests_at_once_are_each_answered_with_their_own_result(
     service: Service, trained: Job, images: np.ndarray
 ) -> None:
     request = LikelihoodRequest(model=trained.id)
-    jobs = [service.submit_likelihood(request, images[i : i + 1], [f"{i}"]) for i in range(12)]
+    jobs = [submit_likelihood(service, request, images[i : i + 1], [f"{i}"]) for i in range(12)]
     model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
     for i, job in enumerate(jobs):
         result = until_finished(service, job.id).result
@@ -283,7 +284,9 @@ def test_a_job_that_runs_beyond_its_cancel_after_is_cancelled_and_keeps_its_last
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
     request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": {"steps": ENDLESS}}
-    job = service.submit_training(TrainingRequest.model_validate(request), cancel_after=3_600)
+    job = submission.submit_training(
+        service, TrainingRequest.model_validate(request), submission.Terms(cancel_after=3_600)
+    )
 
     def estimate() -> float:
         progress = service.jobs.get(job.id).progress

@@ -13,6 +13,7 @@ from tests.service.house import House
 from worker.datasets import Dataset
 from worker.jobs import Job
 from worker.requests import TrainingRequest
+from worker.submission import submit_training
 
 GRACE_SECONDS = 15
 SLOW = {"preset": "tiny", "filters": 64, "blocks": 12, "flow": ["columns x4", "squeeze", "channels x2", "columns x2"]}
@@ -49,7 +50,7 @@ def submit(house: House, dataset: Dataset, model: dict[str, object], **training:
         **training,
     }
     request = {"dataset": dataset.id, "model": model, "training": recipe}
-    return house.service.submit_training(TrainingRequest.model_validate(request))
+    return submit_training(house.service, TrainingRequest.model_validate(request))
 
 
 def starting(seconds: float) -> Callable[[House, Job], None]:

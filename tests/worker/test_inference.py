@@ -17,6 +17,7 @@ from worker.jobs import Job
 from worker.models import Checkpoint
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
+from worker.submission import submit_likelihood, submit_sampling
 from worker.warm import WarmModels
 from worker.work import LikelihoodWork, Work
 
@@ -64,7 +65,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def score(service: Service, checkpoint: Checkpoint, n: int, seed: int = 0, importance_samples: int = 1) -> Job:
     request = LikelihoodRequest(model=checkpoint.id, seed=seed, importance_samples=importance_samples)
-    return service.submit_likelihood(request, images(n, seed))
+    return submit_likelihood(service, request, images(n, seed))
 
 
 def test_requests_for_one_model_share_a_batch_and_get_their_own_answers(
@@ -264,7 +265,7 @@ def test_samples_of_one_seed_are_the_same_in_any_company(
 ) -> None:
     def samples(*counts: int) -> np.ndarray:
         jobs = [
-            service.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=n, seed=i))
+            submit_sampling(service, SamplingRequest(model=checkpoint.id, num_samples=n, seed=i))
             for i, n in enumerate(counts)
         ]
         worker.drain()

@@ -24,6 +24,7 @@ from worker.refusals import Invalid, NotFound, Refusal
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.submission import submit_likelihood, submit_sampling, submit_training
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def images(n: int = 2, size: int = 8) -> np.ndarray:
 
 def test_a_training_job_knows_its_whole_configuration(service: Service, dataset: Dataset) -> None:
     asked = {"model": {"preset": "tiny", "filters": 4}, "training": {"steps": 7}, "metadata": {"a": "b"}}
-    job = service.submit_training(training(dataset.id, **asked))
+    job = submit_training(service, training(dataset.id, **asked))
     assert job.request == {"dataset": dataset.id, "model": asked["model"], "training": asked["training"]}
     assert job.metadata == {"a": "b"}
     assert (job.plan["model"]["filters"], job.plan["model"]["height"], job.plan["training"]["steps"]) == (4, 8, 7)
@@ -51,7 +52,7 @@ def test_a_training_job_knows_its_whole_configuration(service: Service, dataset:
 
 
 def test_the_bell_carries_the_id_as_json_and_nothing_else(service: Service, dataset: Dataset) -> None:
-    job = service.submit_training(training(dataset.id))
+    job = submit_training(service, training(dataset.id))
     [bell] = service.redis.lrange("flowpp-training", 0, -1)
     message = json.loads(bell)
     assert message["content-type"] == "application/json"
@@ -72,14 +73,14 @@ def test_a_configuration_that_does_not_fit_is_refused(
     service: Service, dataset: Dataset, fields: dict[str, Any], field: str, words: str
 ) -> None:
     with pytest.raises(Invalid, match=words) as caught:
-        service.submit_training(training(dataset.id, **fields))
+        submit_training(service, training(dataset.id, **fields))
     assert (caught.value.code, caught.value.field) == ("invalid_configuration", field)
     assert service.jobs.page().data == []
 
 
 def test_more_processes_than_the_workers_offer_are_refused(service: Service, dataset: Dataset) -> None:
     with pytest.raises(Invalid, match="the workers offer") as caught:
-        service.submit_training(training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
+        submit_training(service, training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
     assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
 
 
@@ -89,22 +90,22 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
     np.save(tmp_path / "many.npy", np.zeros((600, 8, 8, 3), np.uint8))
     dataset = service.datasets.register(build_image_set(tmp_path / "many.npy", tmp_path / "set"))
     wide = training(dataset.id, model={"preset": "tiny", "blocks": 8, "filters": 64}, training={"batch_size": 512})
-    service.submit_training(wide)  # while nobody says what there is
+    submit_training(service, wide)  # while nobody says what there is
     small, large = (Memory(bytes=size, shared=True) for size in (2**29, 2**40))
     with Presence(service.redis, "training", "small", small):
         wait_for(lambda: presence.memories(service.redis, "training") == [small])
         with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 0.5 GiB") as caught:
-            service.submit_training(wide)
+            submit_training(service, wide)
         assert (caught.value.code, caught.value.field) == ("out_of_memory", "training.micro_batch_size")
         most = int(re.findall(r"micro_batch_size (\d+) would fit", str(caught.value))[0])
         fitting = {"batch_size": 512, "micro_batch_size": most}
-        service.submit_training(wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
+        submit_training(service, wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
         fitting["micro_batch_size"] += 1
         with pytest.raises(Invalid):
-            service.submit_training(wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
+            submit_training(service, wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
         with Presence(service.redis, "training", "large", large):
             wait_for(lambda: len(presence.memories(service.redis, "training")) == 2)
-            service.submit_training(wide)
+            submit_training(service, wide)
     assert presence.memories(service.redis, "training") == []
 
 
@@ -134,11 +135,11 @@ def test_a_request_with_absurd_fields_cannot_be_made(fields: dict[str, Any]) -> 
 
 def test_a_job_for_what_is_not_there_is_refused(service: Service, dataset: Dataset, checkpoint: Checkpoint) -> None:
     for submit in (
-        lambda: service.submit_training(training("ds_nowhere")),
-        lambda: service.submit_training(training(dataset.id, resume_from="ckpt_nowhere")),
-        lambda: service.submit_likelihood(LikelihoodRequest(model="ckpt_nowhere"), images()),
-        lambda: service.submit_likelihood(LikelihoodRequest(model=checkpoint.id, dataset="ds_nowhere")),
-        lambda: service.submit_sampling(SamplingRequest(model="job_nowhere")),
+        lambda: submit_training(service, training("ds_nowhere")),
+        lambda: submit_training(service, training(dataset.id, resume_from="ckpt_nowhere")),
+        lambda: submit_likelihood(service, LikelihoodRequest(model="ckpt_nowhere"), images()),
+        lambda: submit_likelihood(service, LikelihoodRequest(model=checkpoint.id, dataset="ds_nowhere")),
+        lambda: submit_sampling(service, SamplingRequest(model="job_nowhere")),
     ):
         with pytest.raises(NotFound, match="nowhere"):
             submit()
@@ -147,7 +148,7 @@ def test_a_job_for_what_is_not_there_is_refused(service: Service, dataset: Datas
 
 def test_images_of_another_size_than_the_models_are_refused(service: Service, checkpoint: Checkpoint) -> None:
     with pytest.raises(Invalid, match="RGB, 8 wide and 8 high; these are RGB, 16 wide and 16 high") as caught:
-        service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(size=16))
+        submit_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(size=16))
     assert caught.value.code == "wrong_image_shape"
 
 
@@ -155,23 +156,26 @@ def test_limits_hold(settings: Settings, service: Service, checkpoint: Checkpoin
     limits = {"max_samples": 10, "max_request_images": 3, "max_importance_samples": 5, "max_queued_inference": 1}
     with Service(settings.model_copy(update=limits)) as limited:
         refused: list[tuple[str, Any]] = [
-            ("too_many_samples", lambda: limited.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=11))),
-            ("too_many_images", lambda: limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(4))),
+            (
+                "too_many_samples",
+                lambda: submit_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=11)),
+            ),
+            ("too_many_images", lambda: submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(4))),
             (
                 "too_many_importance_samples",
-                lambda: limited.submit_likelihood(
-                    LikelihoodRequest(model=checkpoint.id, importance_samples=6), images()
+                lambda: submit_likelihood(
+                    limited, LikelihoodRequest(model=checkpoint.id, importance_samples=6), images()
                 ),
             ),
-            ("no_images", lambda: limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id))),
+            ("no_images", lambda: submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id))),
         ]
         for code, submit in refused:
             with pytest.raises(Invalid) as caught:
                 submit()
             assert caught.value.code == code
-        limited.submit_sampling(SamplingRequest(model=checkpoint.id, num_samples=10))
+        submit_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=10))
         with pytest.raises(Refusal) as full:
-            limited.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(3))
+            submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(3))
         assert full.value.code == "queue_full"
         assert not list((settings.data_directory / "store").rglob("images.npz"))
 
@@ -179,15 +183,17 @@ def test_limits_hold(settings: Settings, service: Service, checkpoint: Checkpoin
 def test_a_start_from_a_checkpoint_of_another_model_is_refused(
     service: Service, dataset: Dataset, checkpoint: Checkpoint
 ) -> None:
-    job = service.submit_training(training(dataset.id, resume_from=checkpoint.id))
+    job = submit_training(service, training(dataset.id, resume_from=checkpoint.id))
     assert job.plan["resume_from"] == checkpoint.id
     with pytest.raises(Invalid, match="its filters is 8, and the model's 4") as caught:
-        service.submit_training(training(dataset.id, model={"preset": "tiny", "filters": 4}, resume_from=checkpoint.id))
+        submit_training(
+            service, training(dataset.id, model={"preset": "tiny", "filters": 4}, resume_from=checkpoint.id)
+        )
     assert caught.value.field == "resume_from"
 
 
 def test_a_deleted_job_leaves_nothing_in_the_store(service: Service, checkpoint: Checkpoint) -> None:
-    job = service.submit_likelihood(LikelihoodRequest(model=checkpoint.id), images(100))
+    job = submit_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(100))
     assert list((service.settings.data_directory / "store").rglob("images.npz"))
     service.jobs.cancel(job.id)
     service.delete_job(job.id)

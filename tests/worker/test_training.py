@@ -25,6 +25,7 @@ from worker.jobs import Job, JobError
 from worker.requests import TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
+from worker.submission import submit_training
 from worker.training import LOG, Reporter, Tail, outcome, train
 
 
@@ -34,7 +35,7 @@ def job(service: Service, dataset: Dataset) -> Job:
 
 
 def claim_new(service: Service, dataset: Dataset) -> Job:
-    service.submit_training(TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}}))
+    submit_training(service, TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}}))
     return claim(service)
 
 
