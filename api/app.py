@@ -28,7 +28,7 @@ from api.routes import (
 from api.webhooks import Sender
 from worker.finished import Finished
 from worker.reaper import Reaper
-from worker.recorder import Recorder
+from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
 from worker.settings import Settings
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with service, Reaper(service), Recorder(service):
+        with service, Reaper(service), Recorder(service, LEAVE_SECONDS):
             async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 

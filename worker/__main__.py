@@ -19,7 +19,7 @@ from worker.jobs import Queue
 from worker.presence import Presence
 from worker.queue import QUEUES
 from worker.reaper import Reaper
-from worker.recorder import Recorder
+from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
 from worker.settings import settings
 
@@ -31,7 +31,8 @@ def run(queue: Queue) -> int:
     """Answers the bells of a queue; the exit status."""
     name = f"{queue}@{socket.gethostname()}-{os.getpid()}"
     shutdown = threading.Event()
-    with Service(settings(), PATIENCE) as service, Reaper(service), Recorder(service):
+    leave = 0 if queue == "training" else LEAVE_SECONDS
+    with Service(settings(), PATIENCE) as service, Reaper(service), Recorder(service, leave):
         answer = _training(service, name, shutdown) if queue == "training" else _inference(service, name, shutdown)
         service.celery.task(answer, name=queue)
 

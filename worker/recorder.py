@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from worker.connection import UNREACHABLE
+from worker.connection import UNREACHABLE, redis_time
 from worker.service import Service
 from worker.transitions import Transitions, job_key
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
+LEAVE_SECONDS = 3.0
+"""Of those who answer requests: training workers have more time."""
+
 RECORD = "record-"
 """Begins the names of a job's records in the store."""
 
@@ -37,10 +40,15 @@ _LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL',
 
 
 class Recorder:
-    """A thread while the block runs. Of any number of them one works at a time; two would do no harm."""
+    """A thread while the block runs. Of any number of them one works at a time; two would do no harm.
 
-    def __init__(self, service: Service) -> None:
+    It leaves what has changed within `leave_seconds` to others: whose threads people wait for should not do it, where
+    somebody else can.
+    """
+
+    def __init__(self, service: Service, leave_seconds: float = 0) -> None:
         self._service = service
+        self._leave_seconds = leave_seconds
         self._redis: Any = service.redis  # its annotations do not know of decode_responses
         self._scripts = Transitions(service.redis)
         self._take, self._leave = service.redis.register_script(_TAKE), service.redis.register_script(_LEAVE)
@@ -75,7 +83,8 @@ class Recorder:
 
         Raises `OSError` where one could not be stored; the others are.
         """
-        marks = self._redis.zrange("flowpp:changed", 0, _JOBS - 1, withscores=True)
+        last = f"{1e6 * (redis_time(self._redis) - self._leave_seconds):.0f}" if self._leave_seconds else "+inf"
+        marks = self._redis.zrangebyscore("flowpp:changed", "-inf", last, start=0, num=_JOBS, withscores=True)
         if marks:
             with ThreadPoolExecutor(_THREADS, "record") as threads:
                 stored = [threads.submit(self._record, job_id, f"{marked:.0f}") for job_id, marked in marks]

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_job_is_stored_once_a_change_and_the_record_before_it_is_deleted(servi
     service.jobs.succeed([(claimed, {"num_samples": 1}, "", Progress.at(1, 1))])
     assert recorder.record() == 1
     assert statuses(service, job.id) == ["queued", "running", "succeeded"]
+
+
+def test_who_answers_requests_leaves_jobs_to_others_for_a_while(service: Service, submit: Submit) -> None:
+    submit("sampling")
+    leaving = Recorder(service, leave_seconds=1)
+    assert leaving.record() == 0
+    time.sleep(1.1)
+    assert leaving.record() == 1
 
 
 def test_a_checkpoint_makes_the_record_be_written_again_and_metrics_alone_do_not(
