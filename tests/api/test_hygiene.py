@@ -299,7 +299,8 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_p
     try:
         with httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=30) as http:
             await_answer(str(http.base_url))
-            response = http.post("/v1/datasets", files={"file": (tmp_path / "images.npy").open("rb")})
+            with (tmp_path / "images.npy").open("rb") as file:
+                response = http.post("/v1/datasets", files={"file": file})
             assert (response.status_code, response.json()["code"]) == (507, "disk_full")
             assert http.get("/v1/datasets").json()["data"] == []
             assert http.post("/v1/datasets", files={"file": ("a.png", PNG)}).status_code == 201

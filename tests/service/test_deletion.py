@@ -26,7 +26,7 @@ def s3() -> Iterator[S3]:
         yield s3
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.slow)])
 def stack(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     if request.param == "s3":
         monkeypatch.setenv("FLOWPP_STORE", request.getfixturevalue("s3").new_store())
@@ -67,7 +67,7 @@ def stored(service: Service) -> set[str]:
 def now(service: Service) -> set[str]:
     """All files, and on a disk also folders within the kinds' own."""
     if service.store.directory is None:
-        kinds = ("jobs", "datasets", "checkpoints", "keys", "checks")
+        kinds = ("jobs", "datasets", "checkpoints", "keys", "webhooks", "checks")
         return {f"{kind}/{file.name}" for kind in kinds for file in service.store.listing(kind)}
     paths = service.store.directory.glob("*/**/*")
     return {str(path.relative_to(service.store.directory)) for path in paths}
