@@ -131,7 +131,7 @@ def revoke_key(
 
 
 def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
-    """Rebuild an empty Redis from the store alone: keys, datasets, checkpoints, jobs with their events.
+    """Rebuild an empty Redis from the store alone: keys, webhooks, datasets, checkpoints, jobs with their events.
 
     Jobs that had not finished wait again, and go on from their newest checkpoints. Idempotency keys and rate limits
     are not kept. Let nobody use the service meanwhile. Exits with 2 where Redis has records already.

@@ -94,7 +94,7 @@ def test_garbage_is_collected_but_not_from_a_store_of_which_redis_knows_nothing(
         assert refused.returncode == 2
         assert "flowpp reindex" in refused.stderr
         rebuilt = flowpp("reindex", **there)
-        assert (rebuilt.returncode, rebuilt.stdout) == (0, "1 keys, 0 datasets, 0 checkpoints, 0 jobs\n")
+        assert (rebuilt.returncode, rebuilt.stdout) == (0, "1 keys, 0 webhooks, 0 datasets, 0 checkpoints, 0 jobs\n")
         again = flowpp("reindex", **there)
         assert again.returncode == 2
         assert "Redis has records" in again.stderr

@@ -94,7 +94,7 @@ def test_the_command_makes_shows_pings_and_deletes_a_webhook(url: str, receiver:
     at = ("--url", url)
     created = flowpp("webhooks", "create", receiver.url(), "--event", "job.failed", "--event", "job.paused", *at)
     assert (created.returncode, created.stderr) == (0, "The secret is shown this once.\n")
-    shown = dict(line.split(maxsplit=1) for line in created.stdout.splitlines() if len(line.split()) > 1)
+    shown = dict(line.split()[:2] for line in created.stdout.splitlines() if len(line.split()) > 1)
     webhook = shown["id"]
     listed = flowpp("webhooks", "list", *at).stdout
     assert listed.startswith(f"{webhook}  active  ")
