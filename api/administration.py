@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from api.stack import REDIS_URL, StackError, lock
-from worker.garbage import GRACE_SECONDS, collect
-from worker.keys import Key, NewKey, Quota, Scope
-from worker.rebuilding import rebuild
 from worker.redis_server import RedisServer
 from worker.refusals import Refusal
-from worker.service import Service
-from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.keys import Key
+    from worker.service import Service
+
+# Commands import the service themselves: it takes as long as all else of `flowpp`, which the other commands, completion
+# and --help need not wait for.
 
 keys = typer.Typer(
     no_args_is_help=True,
@@ -32,11 +34,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def service_beside(data: Path) -> Iterator[Service]:
+def service_beside(data: Path) -> Iterator["Service"]:
     """The service's records: of the environment's Redis server, of a running stack's, or of a resting one's.
 
     Raises `StackError` where none can be had.
     """
+    from worker.service import Service
+    from worker.settings import Settings
+
     if "redis_url" in Settings().model_fields_set:
         with Service(Settings()) as service:
             yield service
@@ -75,6 +80,8 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key, and print its token, which cannot be had again: send it as `Authorization: Bearer TOKEN`."""
+    from worker.keys import NewKey, Quota, Scope
+
     quota = Quota(
         requests_per_minute=requests_per_minute, max_jobs=max_jobs, max_bytes=max_bytes, max_images=max_images
     )
@@ -110,21 +117,27 @@ def list_keys(data: Data = Path("data"), as_json: AsJson = False) -> None:
 
 
 @keys.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(metavar="KEY")], data: Data = Path("data")) -> None:
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="KEY")], data: Data = Path("data"), as_json: AsJson = False
+) -> None:
     """Let a key open nothing any more."""
     with service_beside(data) as service:
         try:
             service.keys.revoke(key)
         except Refusal as error:
             raise typer.BadParameter(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"id": key, "revoked": True}))
 
 
 def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
-    """Rebuild an empty Redis from the store alone: keys, datasets, checkpoints, jobs with their events.
+    """Rebuild an empty Redis from the store alone: keys, webhooks, datasets, checkpoints, jobs with their events.
 
     Jobs that had not finished wait again, and go on from their newest checkpoints. Idempotency keys and rate limits
     are not kept. Let nobody use the service meanwhile. Exits with 2 where Redis has records already.
     """
+    from worker.rebuilding import rebuild
+
     with service_beside(data) as service:
         try:
             rebuilt = rebuild(service)
@@ -141,7 +154,9 @@ def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
 
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would delete, and delete nothing.")] = False,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds: what was written since is left alone.")] = GRACE_SECONDS,
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Seconds: what was written since is left alone. By default an hour.")
+    ] = None,
     data: Data = Path("data"),
     as_json: AsJson = False,
 ) -> None:
@@ -149,9 +164,11 @@ def gc(
 
     It may run beside the service. Exits with 2 where Redis is empty and the store is not: run `flowpp reindex` then.
     """
+    from worker.garbage import GRACE_SECONDS, collect
+
     with service_beside(data) as service:
         try:
-            found = collect(service, grace, dry_run)
+            found = collect(service, GRACE_SECONDS if grace is None else grace, dry_run)
         except Refusal as error:
             raise typer.BadParameter(str(error)) from error
     freed = sum(each.bytes for each in found)
@@ -163,7 +180,7 @@ def gc(
     typer.echo(f"{freed:,} bytes {'would be' if dry_run else 'were'} freed", err=True)
 
 
-def _all(service: Service) -> list[Key]:
+def _all(service: "Service") -> list["Key"]:
     found: list[Key] = []
     more = True
     while more:

@@ -9,7 +9,7 @@ import typer
 
 from api.administration import gc, keys, reindex
 from api.client import ClientError, ProblemError
-from api.commands import checkpoints, datasets, jobs, presets
+from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
 from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail
 from api.commands.sampling import sample
@@ -26,6 +26,7 @@ app.command()(sample)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(presets.app, name="presets")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys, name="keys")
 app.command()(reindex)
 app.command()(gc)

@@ -4,6 +4,9 @@ from typing import Any
 
 from flowpp.config import DequantizerConfig, Frozen, Milestone, ModelConfig, Shape, TrainingConfig
 
+PUBLISHED = ("cifar10", "imagenet32", "imagenet64")
+"""The presets whose weights the authors published."""
+
 
 class Preset(Frozen):
     """A named model with the recipe that trains it."""

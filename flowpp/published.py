@@ -17,10 +17,7 @@ from safetensors.numpy import save_file
 
 from flowpp.checkpoint import MODEL, BadCheckpoint, describe_file, write_directory
 from flowpp.config import DequantizerConfig, ModelConfig, Shape, flow_shape, stage_couplings
-from flowpp.presets import PRESETS
-
-PUBLISHED = ("cifar10", "imagenet32", "imagenet64")
-"""The presets whose weights the authors published."""
+from flowpp.presets import PRESETS, PUBLISHED
 
 _MOST_NAMED = 20
 _MAX_HEADER_BYTES = 2**16

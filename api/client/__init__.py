@@ -20,9 +20,24 @@ from api.client.calls import Awaited, Blocking, Resource, W
 from api.client.creations import LikelihoodJobs, SamplingJobs, TrainingJobs
 from api.client.errors import ClientError, DamagedDownload, ProblemError
 from api.client.jobs import Jobs
-from api.client.objects import Artifact, Attempt, Checkpoint, Dataset, Event, Job, JobError, Metrics, Preset, Progress
+from api.client.objects import (
+    Artifact,
+    Attempt,
+    Checkpoint,
+    CreatedWebhook,
+    Dataset,
+    Delivery,
+    Event,
+    Job,
+    JobError,
+    Metrics,
+    Preset,
+    Progress,
+    Webhook,
+)
 from api.client.resources import Checkpoints, Datasets, Presets
 from api.client.transport import Transport
+from api.client.webhooks import Webhooks
 
 __all__ = [
     "Artifact",
@@ -31,8 +46,10 @@ __all__ = [
     "Checkpoint",
     "Client",
     "ClientError",
+    "CreatedWebhook",
     "DamagedDownload",
     "Dataset",
+    "Delivery",
     "Event",
     "Job",
     "JobError",
@@ -40,6 +57,7 @@ __all__ = [
     "Preset",
     "ProblemError",
     "Progress",
+    "Webhook",
 ]
 
 
@@ -62,6 +80,7 @@ class _Service(Resource[W]):
         self.jobs: Jobs[W] = Jobs(way, self._transport)
         self.checkpoints: Checkpoints[W] = Checkpoints(way, self._transport)
         self.presets: Presets[W] = Presets(way, self._transport)
+        self.webhooks: Webhooks[W] = Webhooks(way, self._transport)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._transport.url!r})"

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 from httpx_sse import EventSource
@@ -13,7 +12,7 @@ from api.client.calls import W, call, each
 from api.client.errors import ProblemError
 from api.client.files import Report, download
 from api.client.objects import Artifact, Attempt, Event, Job, Metrics
-from api.client.transport import CONNECT_SECONDS, Part, Transport, path_of
+from api.client.transport import CONNECT_SECONDS, Part, path_of
 
 RECONNECT_SECONDS = 30  # longer than the API takes to be started anew
 HEARTBEAT_SECONDS = 60  # the stream is dead after so long without a byte; heartbeats come more often
@@ -135,11 +134,11 @@ class Jobs(Part[W]):
     @call
     async def attempts(self, job_id: str) -> tuple[Attempt, ...]:
         """Oldest first."""
-        return await _all(self._transport, Attempt, path_of("jobs", job_id, "attempts"))
+        return await self._transport.all(Attempt, path_of("jobs", job_id, "attempts"))
 
     @call
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        return await _all(self._transport, Artifact, path_of("jobs", job_id, "artifacts"))
+        return await self._transport.all(Artifact, path_of("jobs", job_id, "artifacts"))
 
     @call
     async def download(self, job_id: str, name: str, target: Path, progress: Report | None = None) -> Path:
@@ -148,7 +147,3 @@ class Jobs(Part[W]):
         Raises `DamagedDownload`.
         """
         return await download(self._transport, path_of("jobs", job_id, "artifacts", *name.split("/")), target, progress)
-
-
-async def _all(transport: Transport, kind: type[Any], path: str) -> tuple[Any, ...]:
-    return tuple([found async for found in transport.pages(kind, path, {})])

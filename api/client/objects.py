@@ -2,7 +2,7 @@
 
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -134,6 +134,47 @@ class Preset(Answer):
     description: str
     model: dict[str, Any]
     training: dict[str, Any]
+
+
+class Webhook(Answer):
+    """Where the owner of jobs is told of their events."""
+
+    id: str
+    object: str
+    owner: str
+    created_at: float
+    url: str
+    events: tuple[str, ...]
+    status: str
+    """active or disabled; a ping that is delivered makes it active again."""
+    disabled_reason: str | None
+    dropped: int
+    """Events that are not delivered, as too many deliveries waited."""
+
+
+class CreatedWebhook(Webhook):
+    secret: str = Field(repr=False)
+    """Verifies what it receives. It is shown this once."""
+
+
+class Delivery(Answer):
+    """An event on its way to a webhook, or at the end of it."""
+
+    id: str
+    """The header `webhook-id`: the same at each attempt."""
+    object: str
+    type: str
+    """An event's, or ping."""
+    created_at: float
+    status: str
+    """pending, delivered, or dead: it is not tried again."""
+    attempts: int
+    last_attempt_at: float | None
+    next_attempt_at: float | None
+    status_code: int | None
+    """Of the last answer."""
+    error: str | None
+    """Why the last attempt failed, in words."""
 
 
 class Page(Answer, Generic[T]):

@@ -94,6 +94,10 @@ class Transport:
                 return
             params["after"] = page.last_id
 
+    async def all(self, kind: type[R], path: str) -> tuple[R, ...]:
+        """Every object of a short list."""
+        return tuple([found async for found in self.pages(kind, path, {})])
+
     async def close(self) -> None:
         await self._http.aclose()
 

@@ -18,6 +18,8 @@ def likelihood(
     images: Annotated[list[Path] | None, typer.Argument(exists=True, dir_okay=False, help="Image files.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Instead of files: a dataset's validation images.")] = None,
     importance_samples: Annotated[int, typer.Option(min=1, help="Noise samples an image; more: tighter bound.")] = 1,
+    bits_map: Annotated[bool, typer.Option("--bits-map", help="Also where the bits are spent, as a file.")] = False,
+    latents: Annotated[bool, typer.Option("--latents", help="Also the images' latents, as a file.")] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", file_okay=False, help="Directory for the files it leaves, if any."),
@@ -32,6 +34,8 @@ def likelihood(
     """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
     if bool(images) == bool(dataset):
         raise typer.BadParameter("give image files or --dataset, one of the two")
+    if (bits_map or latents) and output is None and not detach:
+        raise typer.BadParameter("--bits-map and --latents are files: say where to put them by --output, or --detach")
     own = pairs(metadata)
     with Client(url, key=key) as client:
         job = client.likelihood_jobs.create(
@@ -39,6 +43,8 @@ def likelihood(
             dataset=dataset,
             images=images or (),
             importance_samples=importance_samples,
+            bits_map=bits_map,
+            latents=latents,
             metadata=own,
             cancel_after=cancel_after,
         )

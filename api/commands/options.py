@@ -9,8 +9,7 @@ import httpx
 import typer
 
 from api.client import Client, ClientError
-from flowpp.presets import PRESETS
-from flowpp.published import PUBLISHED
+from flowpp.presets import PRESETS, PUBLISHED
 
 COMPLETION_SECONDS = 2.0
 """Nobody waits longer for suggestions."""

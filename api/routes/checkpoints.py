@@ -16,7 +16,7 @@ from api.idempotency import Creation, CreationOf
 from api.routes.artifacts import FILE, ConditionsOf
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import Upload, received, saved
-from flowpp.published import PUBLISHED
+from flowpp.presets import PUBLISHED
 from worker.models import Checkpoint
 from worker.refusals import Invalid
 

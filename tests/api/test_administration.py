@@ -27,7 +27,8 @@ def test_a_key_is_made_listed_and_revoked_beside_a_running_stack(stack: Stack) -
     listed = flowpp("keys", "list", "--data", stack.data)
     assert key["id"] in listed.stdout
     assert key["token"] not in listed.stdout
-    assert flowpp("keys", "revoke", key["id"], "--data", stack.data).returncode == 0
+    revoked = flowpp("keys", "revoke", key["id"], "--data", stack.data, "--json")
+    assert json.loads(revoked.stdout) == {"id": key["id"], "revoked": True}
     assert key["id"] not in flowpp("keys", "list", "--json", "--data", stack.data).stdout
     again = flowpp("keys", "revoke", key["id"], "--data", stack.data)
     assert again.returncode == 2

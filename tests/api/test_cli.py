@@ -52,6 +52,7 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "ds_x", "--metadata", "me"], "--metadata me: write NAME=VALUE"),
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give image files or --dataset"),
+        (["likelihood", "job_x", __file__, "--latents"], "say where to put them by --output"),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
         (["jobs", "list", "--url", "localhost:8000"], "'localhost:8000' is no url of a service"),
@@ -104,6 +105,30 @@ def test_the_key_of_the_environment_is_sent_and_not_shown() -> None:
 def test_help_tells_the_exit_codes() -> None:
     said = " ".join(flowpp("--help").stdout.split())
     assert "3 the service cannot be reached; 4 the job was cancelled; 130 stopped by Ctrl-C." in said
+
+
+def test_the_command_starts_without_what_only_the_service_needs() -> None:
+    code = "import sys, api.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "httpx" in loaded
+    assert not {"celery", "fastapi", "fsspec", "numpy", "redis", "torch"} & set(loaded)
+
+
+def test_likelihood_downloads_the_files_that_it_is_asked_for(
+    stack: Stack, trained: Job, images: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(encode_png(images[0]))
+    score = ("likelihood", trained.id, tmp_path / "0.png", "--url", stack.url)
+    scored = flowpp(*score, "--bits-map", "--latents", "-o", tmp_path / "all")
+    assert scored.returncode == 0, scored.stderr
+    assert {"bits_map.npz", "bits_map.png", "latents.npz"} <= {path.name for path in (tmp_path / "all").iterdir()}
+    assert np.load(tmp_path / "all" / "latents.npz").files
+    assert flowpp(*score, "--latents", "-o", tmp_path / "latents").returncode == 0
+    names = {path.name for path in (tmp_path / "latents").iterdir()}
+    assert "latents.npz" in names
+    assert "bits_map.png" not in names
+    later = flowpp(*score, "--bits-map", "--detach")
+    assert later.stdout.startswith("job_"), later.stderr
 
 
 def test_upload_train_score_sample_and_download(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flowpp.checkpoint import BadCheckpoint, read_manifest
 from flowpp.model import FlowPP
-from flowpp.published import PUBLISHED, entries, import_published
+from flowpp.presets import PUBLISHED
+from flowpp.published import entries, import_published
 from tests.flowpp.authors import Authors
 
 ARRAYS = {"cifar10": 1349, "imagenet32": 5739, "imagenet64": 2640}  # CIFAR-10's was counted in the authors' port

@@ -1,0 +1,91 @@
+"""`flowpp webhooks`."""
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from api.client import Client, Delivery
+from api.client.transport import LOCAL
+from api.commands.options import AsJson, Key, Limit, Url
+from api.commands.output import errors, print_json, print_list, print_object, when
+
+app = typer.Typer(no_args_is_help=True, help="Addresses that are told of your jobs' events.")
+
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK")]
+
+
+@app.command()
+def create(
+    address: Annotated[str, typer.Argument(metavar="URL", help="http or https, where the events are sent.")],
+    event: Annotated[
+        list[str] | None, typer.Option(metavar="EVENT", help="Say, job.succeeded; by default all. Repeat.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Make a webhook, and print it with the secret that verifies what it sends, which cannot be had again."""
+    with Client(url, key=key) as client:
+        print_object(client.webhooks.create(address, event or None), as_json)
+    errors.print("The secret is shown this once.")
+
+
+@app.command("list")
+def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """List webhooks: id, status, when made, address, events."""
+    with Client(url, key=key) as client:
+        print_list(
+            ("webhook", "status", "created", "url", "events"),
+            islice(client.webhooks.list(), limit),
+            as_json,
+            lambda w: (w.id, w.status, when(w.created_at), w.url, " ".join(w.events)),
+        )
+
+
+@app.command()
+def show(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Print what is known of a webhook, without its secret."""
+    with Client(url, key=key) as client:
+        print_object(client.webhooks.get(webhook), as_json)
+
+
+@app.command()
+def delete(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Delete a webhook, and what was still to be sent to it."""
+    with Client(url, key=key) as client:
+        client.webhooks.delete(webhook)
+    if as_json:
+        print_json({"id": webhook, "deleted": True})
+
+
+@app.command()
+def ping(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """Send a ping, which is tried once; prints its id, under which `deliveries` tells what came of it."""
+    with Client(url, key=key) as client:
+        delivery = client.webhooks.ping(webhook)
+    if as_json:
+        print_json(delivery)
+    else:
+        typer.echo(delivery.id)
+
+
+@app.command()
+def deliveries(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
+    """List the last deliveries: id, event, status, attempts, last and next attempt, answer, why it failed."""
+    head = ("delivery", "event", "status", "attempts", "last attempt", "next attempt", "answer", "")
+    with Client(url, key=key) as client:
+        print_list(head, client.webhooks.deliveries(webhook), as_json, _row)
+
+
+def _row(delivery: Delivery) -> tuple[str, ...]:
+    return (
+        delivery.id,
+        delivery.type,
+        delivery.status,
+        str(delivery.attempts),
+        when(delivery.last_attempt_at),
+        when(delivery.next_attempt_at),
+        "" if delivery.status_code is None else str(delivery.status_code),
+        delivery.error or "",
+    )
