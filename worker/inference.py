@@ -6,9 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from flowpp.model import FlowPP
+from worker.batches import Batch, Lanes, next_batch
 from worker.jobs import Job
 from worker.lease import Lease
 from worker.results import Results
@@ -22,12 +20,14 @@ LINGER_SECONDS = 1.0
 """For so long the worker looks for a next job before it waits for a bell, which may take kombu a second to hear."""
 
 _LOOK_SECONDS = 0.005
+"""From one look for jobs to the next, while a batch could begin."""
+
 _AWAKE_SECONDS = 2.0
 _LARGES = 2
 
 
 class Inference:
-    """The inference worker: one batch after the other, of whatever waits for the same model when it begins.
+    """The inference worker: batches of whatever waits for the same model when they begin.
 
     A job larger than a batch takes part in many; two such are held at a time, beside as many small ones as a batch
     takes, and each job held has as many rows of a batch as the others: none waits for a large one's end.
@@ -42,15 +42,16 @@ class Inference:
 
     def drain(self) -> None:
         """Answers all that waits, and what comes shortly after."""
-        works: list[Work] = []
         until = time.monotonic()
-        with Lease(self._service.jobs, []) as lease, Results(self._service, lease) as results:
-            while works or not self._shutdown.is_set():
-                if not self._shutdown.is_set():
-                    works += self._begun(self._claim(works), lease, results)
-                if works:
-                    works = self._step(works, lease, results)
+        with self._round() as held:
+            while True:
+                stopping = self._shutdown.is_set()
+                if held.lanes.free and not stopping:
+                    held.begin(self._claim(held.works))
+                if held.step(stopping, _LOOK_SECONDS):
                     until = time.monotonic() + LINGER_SECONDS
+                elif stopping:
+                    return
                 elif time.monotonic() < until:
                     time.sleep(_LOOK_SECONDS)
                 elif self._service.jobs.sleep("inference", self._name):
@@ -58,15 +59,25 @@ class Inference:
 
     def answer(self, jobs: list[Job]) -> None:
         """Answers claimed jobs."""
-        with Lease(self._service.jobs, []) as lease, Results(self._service, lease) as results:
-            works = self._begun(jobs, lease, results)
-            while works:
-                works = self._step(works, lease, results)
+        with self._round() as held:
+            held.begin(jobs)
+            while held.step(self._shutdown.is_set(), None):
+                pass
+
+    @contextmanager
+    def _round(self) -> Iterator["_Held"]:
+        service = self._service
+        with (
+            Lease(service.jobs, []) as lease,
+            Results(service, lease) as results,
+            Lanes(self._models, service.checkpoints, self._batch_size) as lanes,
+        ):
+            yield _Held(service, lease, results, lanes, self._batch_size)
 
     def _claim(self, works: list[Work]) -> list[Job]:
         """Jobs that the next batch has room for."""
-        larges = sum(_size(work) > self._batch_size for work in works)
-        room = self._batch_size - sum(_size(work) for work in works if _size(work) <= self._batch_size)
+        larges = sum(work.size > self._batch_size for work in works)
+        room = self._batch_size - sum(work.size for work in works if work.size <= self._batch_size)
         if room <= 0:
             return []
         return self._service.jobs.claim(
@@ -78,108 +89,69 @@ class Inference:
             awake_seconds=_AWAKE_SECONDS,
         )
 
-    def _begun(self, jobs: list[Job], lease: Lease, results: Results) -> list[Work]:
-        """What claimed jobs compute; those whose images cannot be had fail."""
-        works = []
+
+class _Held:
+    """The works that the worker holds, and the batches that they are computed in."""
+
+    def __init__(self, service: Service, lease: Lease, results: Results, lanes: Lanes, batch_size: int) -> None:
+        self.works: list[Work] = []
+        self.lanes = lanes
+        self._service = service
+        self._lease = lease
+        self._results = results
+        self._batch_size = batch_size
+
+    def begin(self, jobs: list[Job]) -> None:
+        """Holds claimed jobs; those whose images cannot be had fail."""
         for job in jobs:
-            lease.hold(job)
+            self._lease.hold(job)
         for job in jobs:
             try:
-                works.append(WORK[job.type](self._service, job))
+                self.works.append(WORK[job.type](self._service, job))
             except Exception as error:
                 log.exception("job %s cannot begin", job.id)
-                results.fail(job, error)
-        return works
+                self._results.fail(job, error)
 
-    def _step(self, works: list[Work], lease: Lease, results: Results) -> list[Work]:
-        """One batch, for the group that has waited longest; what is left to do, that group last."""
-        self._stop_unwanted(works, lease, results)
-        works = [work for work in works if lease.holds(work.job)]
-        if not works:
-            return []
-        mine = [work for work in works if work.job.group == works[0].job.group]
-        others = [work for work in works if work.job.group != works[0].job.group]
-        self._compute(mine, lease, results)
-        return others + [work for work in mine if work.left and lease.holds(work.job)]
+    def step(self, stopping: bool, look_seconds: float | None) -> bool:
+        """Begins the batches that can begin and tells those that are done; whether there is more to do.
 
-    def _compute(self, works: list[Work], lease: Lease, results: Results) -> None:
-        """A batch of works of one group, or one of each of them, where together they fail."""
-        try:
-            computed, model = self._batch(works)
-        except Exception as error:
-            log.exception("a batch of %d jobs failed", len(works))
-            if len(works) == 1:
-                results.fail(works[0].job, error)
-            else:
-                for work in works:
-                    if lease.holds(work.job):
-                        self._compute([work], lease, results)
-        else:
-            results.tell(computed, model)
+        A group that has had its turn is last. Waits for the next batch that is done, but no longer than to look for
+        more jobs, where more can be begun.
+        """
+        self._stop_unwanted(all_of_them=stopping and not self.lanes.under_way)
+        while self.lanes.free and not stopping:
+            batch = next_batch(self.works, self._batch_size, self.lanes.under_way)
+            if batch is None:
+                break
+            group = batch.works[0].job.group
+            self.works = [work for work in self.works if work.job.group != group] + [
+                work for work in self.works if work.job.group == group
+            ]
+            self.lanes.begin(batch)
+        if self.lanes.under_way:
+            for batch in self.lanes.finished(look_seconds if self.lanes.free and not stopping else None):
+                self._tell(batch)
+        self.works = [work for work in self.works if self._lease.holds(work.job) and not work.finished]
+        return bool(self.works or self.lanes.under_way)
 
-    def _batch(self, works: list[Work]) -> tuple[list[Work], FlowPP]:
-        """Computes rows of works of one group; those that have got some, and the model."""
-        model = self._model(works)
-        kind = WORK[works[0].job.type]
-        rows = _shares(works, max(1, self._batch_size // _samples(works[0])))
-        for work, _ in rows:
-            if not work.rows:
-                work.pace.at(0)
-        with _threads(few=all(_size(work) <= self._batch_size for work in works)):
-            computed = kind.compute(model, rows, self._batch_size)
-        for (work, _), row in zip(rows, computed, strict=True):
-            work.rows.append(row)
-        return list(dict.fromkeys(work for work, _ in rows)), model
+    def _tell(self, batch: Batch) -> None:
+        """What came of a batch; nothing of jobs that were let go of meanwhile."""
+        for work, error in batch.failed.items():
+            if self._lease.holds(work.job):
+                self._results.fail(work.job, error)
+        computed = [work for work in batch.computed if self._lease.holds(work.job)]
+        for work in computed:
+            work.take(batch.computed[work])
+        if computed and batch.model is not None:
+            self._results.tell(computed, batch.model)
 
-    def _model(self, works: list[Work]) -> FlowPP:
-        """The works' model, loaded where it was not; what that took is in their results."""
-        checkpoint = self._service.checkpoints.get(works[0].job.plan["checkpoint"])
-        cold, started = checkpoint.id not in self._models, time.monotonic()
-        model = self._models.get(checkpoint)
-        for work in works if cold else ():
-            work.cold_start_seconds = round(time.monotonic() - started, 3)
-        return model
-
-    def _stop_unwanted(self, works: list[Work], lease: Lease, results: Results) -> None:
+    def _stop_unwanted(self, all_of_them: bool) -> None:
         """Lets go of jobs that are to be cancelled, that were lost, or for which there is no time any more."""
-        for job in [work.job for work in works if lease.holds(work.job)]:
-            if lease.lost(job):
-                lease.let_go(job)
+        for job in [work.job for work in self.works if self._lease.holds(work.job)]:
+            if self._lease.lost(job):
+                self._lease.let_go(job)
                 continue
-            unwanted = self._shutdown.is_set() or lease.wish(job) != "running"
-            if unwanted and results.end(job, "stopped") == "queued":
+            unwanted = all_of_them or self._lease.wish(job) != "running"
+            if unwanted and self._results.end(job, "stopped") == "queued":
                 self._service.bells.ring("inference", job.id)
-
-
-@contextmanager
-def _threads(few: bool) -> Iterator[None]:
-    """Small requests leave half of the cores to those that receive and answer them: more would not make one faster."""
-    every = torch.get_num_threads()
-    if few:
-        torch.set_num_threads(max(1, every // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(every)
-
-
-def _samples(work: Work) -> int:
-    """Rows of a forward pass that one row of the work is."""
-    return int(work.job.request.get("importance_samples", 1))
-
-
-def _size(work: Work) -> int:
-    """Rows of a forward pass that are still to be computed for it."""
-    return work.left * _samples(work)
-
-
-def _shares(works: list[Work], length: int) -> list[tuple[Work, int]]:
-    """Up to `length` rows, in turns of one from each work, that follow those that each has."""
-    rows: list[tuple[Work, int]] = []
-    for turn in range(length):
-        for work in works:
-            if turn < work.left and len(rows) < length:
-                rows.append((work, len(work.rows) + turn))
-        if len(rows) == length:
-            break
-    return rows
+        self.works = [work for work in self.works if self._lease.holds(work.job)]

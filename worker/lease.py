@@ -34,8 +34,9 @@ class Lease:
         return self.wish(job) is None
 
     def holds(self, job: Job) -> bool:
-        """Whether the job has not been let go of."""
-        return job.id in self._held
+        """Whether this attempt has not been let go of, nor the job held in another."""
+        held = self._held.get(job.id)
+        return held is not None and held.attempt == job.attempt
 
     def hold(self, job: Job) -> None:
         """Holds one more, of whose earlier attempts nothing counts."""
@@ -44,10 +45,11 @@ class Lease:
             self._held[job.id] = job
 
     def let_go(self, job: Job) -> None:
-        """Of a job that has ended."""
+        """Of a job that has ended; another attempt of it stays."""
         with self._changing:
-            self._held.pop(job.id, None)
-            self._wishes.pop(job.id, None)
+            if self.holds(job):
+                self._held.pop(job.id)
+                self._wishes.pop(job.id, None)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,9 @@ from worker.work import Work
 
 log = logging.getLogger(__name__)
 
+_MOST_BEHIND = 4
+"""Batches that are told later than the next ones are computed."""
+
 
 class Reached(NamedTuple):
     """How far a work is after a batch: the next one may have taken it further when it is told."""
@@ -26,28 +30,23 @@ class Reached(NamedTuple):
 
 
 class Results:
-    """Tells one batch at a time, in their order, of jobs under `lease`. A context manager: its end waits for the last.
+    """Tells one batch after the other, of jobs under `lease`. A context manager: its end waits for the last.
 
-    `tell`, `settle` and the end raise what telling the batch before has raised.
+    `tell` and the end raise what telling an earlier batch has raised.
     """
 
     def __init__(self, service: Service, lease: Lease) -> None:
         self._service = service
         self._lease = lease
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="results")
-        self._telling: Future[None] | None = None
+        self._telling: deque[Future[None]] = deque()
 
     def tell(self, works: Sequence[Work], model: FlowPP) -> None:
-        """Begins to tell the results of works that are done, and the progress of the others."""
-        self.settle()
-        reached = [Reached(work, work.pace.at(len(work.rows)), not work.left) for work in works]
-        self._telling = self._thread.submit(self._tell, reached, model)
-
-    def settle(self) -> None:
-        """Returns when all is told."""
-        telling, self._telling = self._telling, None
-        if telling is not None:
-            telling.result()
+        """Begins to tell the results of works that are finished, and the progress of the others."""
+        while self._telling and (len(self._telling) >= _MOST_BEHIND or self._telling[0].done()):
+            self._telling.popleft().result()
+        reached = [Reached(work, work.pace.at(work.done), work.finished) for work in works]
+        self._telling.append(self._thread.submit(self._tell, reached, model))
 
     def fail(self, job: Job, error: Exception) -> None:
         """Ends an attempt that cannot be computed, or whose result cannot be written."""
@@ -69,10 +68,9 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.settle()
-        finally:
-            self._thread.shutdown()
+        self._thread.shutdown()
+        for telling in self._telling:
+            telling.result()
 
     def _tell(self, reached: Sequence[Reached], model: FlowPP) -> None:
         """A result that cannot be written fails its own job alone."""

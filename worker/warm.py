@@ -1,5 +1,6 @@
 """Warm models: the least recently used give way when their parameters fill the memory that is set."""
 
+import threading
 from collections import OrderedDict
 
 from flowpp.devices import resolve_device
@@ -14,18 +15,20 @@ class WarmModels:
         self._checkpoints = checkpoints
         self._capacity = capacity
         self._models: OrderedDict[str, tuple[FlowPP, int]] = OrderedDict()
-        self._device = resolve_device("auto")
+        self._changing = threading.Lock()
+        self.device = resolve_device("auto")
 
     def get(self, checkpoint: Checkpoint) -> FlowPP:
         """The model, loaded where it was not. Raises `NotFound`, `DamagedArtifact` and `BadCheckpoint`."""
-        if checkpoint.id not in self._models:
-            model = FlowPP.load(self._checkpoints.fetch(checkpoint), self._device).eval().requires_grad_(False)
-            size = sum(tensor.nbytes for tensor in model.state_dict().values())
-            self._models[checkpoint.id] = model, size
-        self._models.move_to_end(checkpoint.id)
-        while len(self._models) > 1 and sum(size for _, size in self._models.values()) > self._capacity:
-            self._models.popitem(last=False)
-        return self._models[checkpoint.id][0]
+        with self._changing:
+            if checkpoint.id not in self._models:
+                model = FlowPP.load(self._checkpoints.fetch(checkpoint), self.device).eval().requires_grad_(False)
+                size = sum(tensor.nbytes for tensor in model.state_dict().values())
+                self._models[checkpoint.id] = model, size
+            self._models.move_to_end(checkpoint.id)
+            while len(self._models) > 1 and sum(size for _, size in self._models.values()) > self._capacity:
+                self._models.popitem(last=False)
+            return self._models[checkpoint.id][0]
 
     def __contains__(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._models

@@ -39,14 +39,36 @@ class Work(ABC):
         self.job = job
         self.count: int = job.plan["num_images"]
         self.seed: int = job.request["seed"]
-        self.rows: list[Any] = []
+        self.rows: list[Any] = [None] * self.count
+        self.begun = 0
+        self.done = 0
         self.pace = Pace(self.count)
         self.cold_start_seconds = 0.0
 
     @property
+    def samples(self) -> int:
+        """Rows of a forward pass that one row of the work is."""
+        return int(self.job.request.get("importance_samples", 1))
+
+    @property
     def left(self) -> int:
-        """Rows still to be computed."""
-        return self.count - len(self.rows)
+        """Rows that no batch has taken."""
+        return self.count - self.begun
+
+    @property
+    def size(self) -> int:
+        """Rows of a forward pass that they are."""
+        return self.left * self.samples
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.count
+
+    def take(self, computed: Sequence[tuple[int, Any]]) -> None:
+        """Rows by their index, as they come from a batch."""
+        for index, row in computed:
+            self.rows[index] = row
+        self.done += len(computed)
 
     @property
     def leaves_files(self) -> bool:

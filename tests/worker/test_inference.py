@@ -12,8 +12,9 @@ import pytest
 from flowpp import FlowPP
 from flowpp.likelihood import likelihood
 from flowpp.presets import resolve_model
+from worker.batches import next_batch
 from worker.inference import Inference
-from worker.jobs import Job
+from worker.jobs import Job, Progress
 from worker.models import Checkpoint
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
@@ -100,22 +101,71 @@ def test_the_end_of_a_request_of_several_batches_is_estimated(
     service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = score(service, checkpoint, 40, importance_samples=4)
-    compute, seen = LikelihoodWork.compute, []
+    compute, set_progress, told = LikelihoodWork.compute, service.jobs.set_progress, []
 
-    def looked(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
-        seen.append(service.jobs.get(job.id).progress)
+    def slowly(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
         time.sleep(0.1)
         return compute(model, rows, batch_size)
 
-    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(looked))
+    def noted(job: Job, progress: Progress) -> None:
+        set_progress(job, progress)
+        told.append(service.jobs.get(job.id).progress)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(slowly))
+    monkeypatch.setattr(service.jobs, "set_progress", noted)
     started = time.time()
     worker.drain()
-    assert [progress.step for progress in seen] == [0, 16, 32]
-    assert seen[0].estimated_finish_at is None
-    assert all(started + 0.2 < progress.estimated_finish_at < time.time() + 5 for progress in seen[1:])
+    assert [progress.step for progress in told] == [16, 32]
+    assert all(started + 0.1 < progress.estimated_finish_at < time.time() + 5 for progress in told)
     ended = service.jobs.get(job.id).progress
     assert ended is not None
     assert (ended.percent_done, ended.estimated_finish_at) == (100, None)
+
+
+def test_two_batches_are_computed_at_a_time(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(service, checkpoint, 128)
+    compute, both = LikelihoodWork.compute, threading.Barrier(2, timeout=30)
+
+    def together(model: FlowPP, rows: Sequence[tuple[Work, int]], batch_size: int) -> np.ndarray:
+        both.wait()
+        return compute(model, rows, batch_size)
+
+    monkeypatch.setattr(LikelihoodWork, "compute", staticmethod(together))
+    worker.drain()
+    assert [job.status for job in service.jobs.page().data] == ["succeeded"]
+
+
+def test_beside_a_batch_of_small_requests_the_next_waits_until_it_is_as_large(
+    service: Service, checkpoint: Checkpoint
+) -> None:
+    """A forward pass of few images takes nearly as long as one of many."""
+
+    def works(n: int) -> list[Work]:
+        for seed in range(n):
+            score(service, checkpoint, 1, seed)
+        return [LikelihoodWork(service, job) for job in service.jobs.claim("inference", "a worker", n)]
+
+    first = next_batch(works(8), 64, [])
+    assert first is not None
+    assert (len(first.rows), first.awaited) == (8, 8)
+    few = works(7)
+    assert next_batch(few, 64, [first]) is None
+    second = next_batch(few + works(1), 64, [first])
+    assert second is not None
+    assert len(second.rows) == 8
+
+
+def test_beside_a_batch_of_a_large_request_a_small_one_begins_at_once(service: Service, checkpoint: Checkpoint) -> None:
+    score(service, checkpoint, 300)
+    [job] = service.jobs.claim("inference", "a worker", 64, large=64, larges=1)
+    first = next_batch([LikelihoodWork(service, job)], 64, [])
+    assert first is not None
+    assert (len(first.rows), first.awaited) == (64, 0)
+    score(service, checkpoint, 1)
+    [job] = service.jobs.claim("inference", "a worker")
+    assert next_batch([LikelihoodWork(service, job)], 64, [first]) is not None
 
 
 def test_a_small_request_does_not_wait_for_the_end_of_a_large_one(
