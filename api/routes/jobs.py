@@ -108,7 +108,7 @@ async def events(
     page = await run_in_threadpool(service.events.page, job.id, behind, limit)
     if "text/event-stream" not in (accept or ""):
         return ListOf[Event](**as_list(page))
-    return EventSourceResponse(_stream(service, job.id, behind), ping=HEARTBEAT_SECONDS)
+    return EventSourceResponse(_stream(service, job.id, behind), ping=HEARTBEAT_SECONDS, sep="\n")  # for grep and cut
 
 
 async def _stream(service: Service, job_id: str, behind: str | None) -> AsyncIterator[ServerSentEvent]:
