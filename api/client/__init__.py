@@ -18,7 +18,7 @@ from typing import Self
 
 from api.client.calls import Awaited, Blocking, Resource, W
 from api.client.creations import LikelihoodJobs, SamplingJobs, TrainingJobs
-from api.client.errors import ClientError, DamagedDownload, ProblemError
+from api.client.errors import ClientError, DamagedDownload, ProblemError, Unreachable
 from api.client.jobs import Jobs
 from api.client.objects import (
     Artifact,
@@ -57,6 +57,7 @@ __all__ = [
     "Preset",
     "ProblemError",
     "Progress",
+    "Unreachable",
     "Webhook",
 ]
 

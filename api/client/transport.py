@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from api.client.calls import Resource, W, Way
-from api.client.errors import ClientError, ProblemError, problem_of
+from api.client.errors import ClientError, ProblemError, Unreachable, problem_of
 from api.client.objects import Page
 
 LOCAL = "http://127.0.0.1:8000"
@@ -62,12 +62,15 @@ class Transport:
 
     @asynccontextmanager
     async def stream(self, method: str, path: str, **kwargs: Any) -> AsyncIterator[httpx.Response]:
-        """The successful response, its body still to be read."""
-        response = await self._sent(method, path, **kwargs)
+        """The successful response, its body still to be read: where that breaks off, `Unreachable` is raised, too."""
         try:
-            yield response
-        finally:
-            await response.aclose()
+            response = await self._sent(method, path, **kwargs)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, str(error) or type(error).__name__) from error
 
     async def get(self, kind: type[R], path: str) -> R:
         return parsed(kind, await self.request("GET", path))

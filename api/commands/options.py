@@ -5,7 +5,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Annotated
 
-import httpx
 import typer
 
 from api.client import Client, ClientError
@@ -24,7 +23,8 @@ Metadata = Annotated[
     list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Of your own, to find it by. Repeat.")
 ]
 CancelAfter = Annotated[
-    int | None, typer.Option(min=1, metavar="SECONDS", help="Cancel it where it has not finished by then.")
+    str | None,
+    typer.Option(metavar="DURATION", help="Cancel it where it has not finished by then: seconds, or 90s, 5m, 2h."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait for its end.")]
 
@@ -35,7 +35,7 @@ def _suggestions(ids: Callable[[Client], list[str]]) -> Callable[[typer.Context,
     def suggest(context: typer.Context, incomplete: str) -> list[str]:
         url, key = (context.params.get(name) or "" for name in ("url", "key"))
         with (
-            suppress(ClientError, httpx.TransportError, ValueError),
+            suppress(ClientError, ValueError),
             Client(url, key=key, timeout=COMPLETION_SECONDS, max_retries=0) as client,
         ):
             return [each for each in ids(client) if each.startswith(incomplete)]

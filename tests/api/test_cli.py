@@ -66,6 +66,14 @@ def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str], sentence:
     assert not result.stdout
 
 
+def test_cancel_after_takes_units_and_the_service_says_what_is_none(stack: Stack) -> None:
+    with busy_server(Reply(202)) as (url, sent):
+        assert flowpp("sample", "job_1", "--cancel-after", "2h", "--detach", "--url", url).returncode == 0
+    assert sent[0].headers["cancel-after"] == "2h"
+    refused = flowpp("sample", "job_1", "--cancel-after", "soon", "--url", stack.url)
+    assert (refused.returncode, "90s, 5m, 2h" in refused.stderr) == (2, True)
+
+
 def test_no_service_is_a_sentence_and_exit_code_3() -> None:
     result = flowpp("jobs", "list", "--url", f"http://127.0.0.1:{free_port()}")
     assert result.returncode == 3

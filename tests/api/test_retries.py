@@ -8,10 +8,9 @@ from email.utils import formatdate
 from pathlib import Path
 from time import time
 
-import httpx
 import pytest
 
-from api.client import Client, ProblemError
+from api.client import Client, ProblemError, Unreachable
 from tests.api.busy_server import DATASET, JOB, Reply, busy_server
 
 PROBLEM = json.dumps({"status": 429, "code": "rate_limited", "detail": "try again in 1 s"}).encode()
@@ -82,7 +81,7 @@ def test_a_wait_outlives_a_service_that_is_away_for_a_while_but_not_one_that_nev
 
 def test_what_may_not_happen_twice_is_not_sent_again_after_a_break() -> None:
     with busy_server(Reply(breaks=True), Reply()) as (url, sent), Client(url) as client:
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(Unreachable):
             client.jobs.resume("job_1")
         client.jobs.get("job_1")
     assert [request.method for request in sent] == ["POST", "GET"]
@@ -110,6 +109,12 @@ def test_waiting_metadata_and_an_end_by_then_are_said_in_each_creation() -> None
         assert (request.headers["prefer"], request.headers["cancel-after"]) == ("wait=7", "90")
     assert [json.loads(request.body)["metadata"] for request in sent[:3]] == [{"who": "me"}] * 3
     assert all(b'name="metadata[who]"' in request.body for request in sent[3:])
+
+
+def test_an_end_by_then_may_have_units_as_in_the_header() -> None:
+    with busy_server(Reply(202)) as (url, sent), Client(url) as client:
+        client.sampling_jobs.create(model="job_1", cancel_after="1h30m")
+    assert sent[0].headers["cancel-after"] == "1h30m"
 
 
 def test_the_key_is_sent_and_seen_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
