@@ -1,6 +1,7 @@
 """The `flowpp` command: the local service, and its client in plain form."""
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,21 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys, name="keys")
 app.command()(reindex)
 app.command()(gc)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flowpp {version('flowpp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _flowpp(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -18,7 +18,7 @@ RECONNECT_SECONDS = 30  # longer than the API takes to be started anew
 HEARTBEAT_SECONDS = 60  # the stream is dead after so long without a byte; heartbeats come more often
 
 
-class _Absence:
+class Absence:
     """The service's, which we bear for as long as its restart takes, if we have known it at all."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Jobs(Part[W]):
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job when it has finished. Raises `TimeoutError` after `timeout` seconds."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        absence, pause = _Absence(), 0.05
+        absence, pause = Absence(), 0.05
         while True:
             try:
                 job = await self._transport.get(Job, path_of("jobs", job_id))
@@ -94,7 +94,7 @@ class Jobs(Part[W]):
 
         A broken stream is taken up where it broke; one that stays broken raises `Unreachable`.
         """
-        absence = _Absence()
+        absence = Absence()
         while True:
             try:
                 async for event in self._stream(job_id, after):

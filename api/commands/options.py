@@ -50,14 +50,34 @@ def _jobs(client: Client) -> list[str]:
 
 def _models(client: Client) -> list[str]:
     jobs = [job.id for job in islice(client.jobs.list(type="training"), 20)]
-    return jobs + [checkpoint.id for checkpoint in islice(client.checkpoints.list(), 20)]
+    return jobs + _checkpoints(client)
 
+
+def _datasets(client: Client) -> list[str]:
+    return [dataset.id for dataset in islice(client.datasets.list(), 20)]
+
+
+def _checkpoints(client: Client) -> list[str]:
+    return [checkpoint.id for checkpoint in islice(client.checkpoints.list(), 20)]
+
+
+def _webhooks(client: Client) -> list[str]:
+    return [webhook.id for webhook in islice(client.webhooks.list(), 20)]
+
+
+TYPES = ("training", "likelihood", "sampling")
+STATUSES = ("queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled")
+
+suggested_datasets, suggested_models = _suggestions(_datasets), _suggestions(_models)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", autocompletion=_suggestions(_jobs))]
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", autocompletion=suggested_datasets)]
+CheckpointId = Annotated[str, typer.Argument(metavar="CHECKPOINT", autocompletion=_suggestions(_checkpoints))]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", autocompletion=_suggestions(_webhooks))]
 Model = Annotated[
     str,
     typer.Argument(
-        autocompletion=_suggestions(_models), help="A checkpoint's id, or a training job's: its best checkpoint."
+        autocompletion=suggested_models, help="A checkpoint's id, or a training job's: its best checkpoint."
     ),
 ]
 Preset = Annotated[str, typer.Option(autocompletion=lambda: list(PRESETS), help="One of `flowpp presets list`.")]

@@ -25,6 +25,16 @@ def test_a_busy_service_is_asked_again_when_it_says(status: int) -> None:
     assert sent[1].at - sent[0].at >= 1
 
 
+def test_the_caller_is_told_of_each_wait_that_the_service_asks_for(capfd: pytest.CaptureFixture[str]) -> None:
+    busy, waits = Reply(429, PROBLEM, {"Retry-After": "1"}), list[float]()
+    with busy_server(busy, busy, Reply()) as (url, _), Client(url, on_wait=waits.append) as client:
+        client.jobs.get("job_1")
+    with busy_server(busy, Reply()) as (url, _), Client(url) as client:
+        client.jobs.get("job_1")
+    assert waits == [1, 1]
+    assert capfd.readouterr() == ("", ""), "the client prints nothing"
+
+
 def test_retry_after_may_be_a_date() -> None:
     busy = Reply(503, PROBLEM, {"Retry-After": formatdate(time() + 2, usegmt=True)})
     with busy_server(busy, Reply()) as (url, sent), Client(url) as client:
