@@ -89,6 +89,13 @@ def test_a_wait_outlives_a_service_that_is_away_for_a_while_but_not_one_that_nev
     assert len(sent) == 1
 
 
+def test_a_wait_outlives_broken_connections() -> None:
+    broken, done = Reply(breaks=True), Reply(200, JOB.replace(b"queued", b"succeeded"))
+    with busy_server(Reply(), broken, broken, done) as (url, sent), Client(url, max_retries=0) as client:
+        assert client.jobs.wait("job_1").status == "succeeded"
+    assert len(sent) == 4
+
+
 def test_what_may_not_happen_twice_is_not_sent_again_after_a_break() -> None:
     with busy_server(Reply(breaks=True), Reply()) as (url, sent), Client(url) as client:
         with pytest.raises(Unreachable):
