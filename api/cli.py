@@ -1,14 +1,14 @@
 """The `flowpp` command: the local service, and its client in plain form."""
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 
 from api.administration import gc, keys, reindex
-from api.client import ClientError, ProblemError
+from api.client import ClientError, ProblemError, Unreachable
 from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
 from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail
@@ -30,6 +30,21 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys, name="keys")
 app.command()(reindex)
 app.command()(gc)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flowpp {version('flowpp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _flowpp(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -57,8 +72,9 @@ def main() -> None:
     except ProblemError as error:
         ours = error.status >= 500 or error.status == 429
         fail(str(error), FAILURE if ours else BAD_INPUT)
-    except httpx.TransportError as error:
-        fail(f"the service cannot be reached: {error}. Is `flowpp serve` running, and is --url right?", UNREACHED)
+    except Unreachable as error:
+        why = f"the service at {error.url} cannot be reached: {error.reason}"
+        fail(f"{why}. Is `flowpp serve` running, and is --url right?", UNREACHED)
     except ValueError as error:  # a url or key that is none; others are no command's to raise
         fail(str(error), BAD_INPUT)
     except (ClientError, StackError, OSError) as error:

@@ -12,11 +12,14 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from api.client import Client, Event, Job
+from api.client import Client, Event, Job, ProblemError, Unreachable
 from api.client.files import Report
+from api.client.jobs import Absence
 from api.curve import draw
 
 LINE_SECONDS = 5
+MOST_QUEUE_SECONDS = 2.0
+"""After so long we ask again how many jobs wait before ours."""
 LEAST_COLUMNS, LEAST_LINES = 60, 16
 """Of a terminal, for a curve to be drawn."""
 MOST_CURVE_LINES = 18
@@ -29,6 +32,8 @@ class Figures:
     """What a job has told of itself so far."""
 
     status: str = "queued"
+    before: int | None = None
+    """How many jobs wait before it, while it is queued."""
     step: int = 0
     total: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -65,6 +70,10 @@ class Figures:
             self.seconds_left = (now - began) / (self.step - first) * (self.total - self.step)
 
     @property
+    def standing(self) -> str:
+        return self.status if self.before is None else f"{self.status}, {self.before} before it"
+
+    @property
     def time_left(self) -> str:
         return f"{timedelta(seconds=round(self.seconds_left))} left" if self.seconds_left else ""
 
@@ -88,6 +97,7 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
     figures = Figures()
     seen = console.is_terminal and not console.is_dumb_terminal
     with (_drawn if seen else _lines)(console, figures) as show:
+        _queue(client, job_id, figures, show)
         for event in client.jobs.events(job_id):
             if event.type == "metrics" and figures.total is None:
                 figures.know(client.jobs.get(job_id))
@@ -100,6 +110,24 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
         job = client.jobs.get(job_id)
         figures.know(job)
     return job
+
+
+def _queue(client: Client, job_id: str, figures: Figures, show: Callable[[], None]) -> None:
+    """Returns when the job is queued no more; its events, which tell of no places, are heard from the first then."""
+    absence, pause = Absence(), 0.1
+    while True:
+        try:
+            job = client.jobs.get(job_id)
+            absence.over()
+            if job.status != "queued":
+                figures.before = None
+                return
+            figures.before = job.queue_position
+        except (Unreachable, ProblemError) as error:
+            absence.bear(error)
+        show()
+        time.sleep(pause)
+        pause = min(MOST_QUEUE_SECONDS, 1.5 * pause)
 
 
 @contextmanager
@@ -138,7 +166,7 @@ class _Picture:
         yield figures.said(marks=room)
         self._bar.update(
             self._task,
-            description=figures.status,
+            description=figures.standing,
             completed=figures.step,
             total=figures.total,
             left=figures.time_left,
@@ -172,11 +200,11 @@ def _lines(console: Console, figures: Figures) -> Iterator[Callable[[], None]]:
     def show() -> None:
         nonlocal last
         status, shown = last
-        if figures.status == status and time.monotonic() - shown < LINE_SECONDS:
+        if figures.standing == status and time.monotonic() - shown < LINE_SECONDS:
             return
-        last = figures.status, time.monotonic()
+        last = figures.standing, time.monotonic()
         step = f"  step {figures.step}/{figures.total or '?'}" if figures.step else ""
-        said = f"{figures.status}{step}  {figures.said()}  {figures.time_left}".rstrip()
+        said = f"{figures.standing}{step}  {figures.said()}  {figures.time_left}".rstrip()
         console.print(said, markup=False, highlight=False, soft_wrap=True)
 
     yield show

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-import httpx
 from rich.console import Console
 
-from api.client import Client, Job, ProblemError
+from api.client import Client, ClientError, Job
 from api.stack import Stack, StackError, exit_on_signals, lock
 from api.watch import transfer, watch
 from examples import photographs
@@ -129,7 +128,7 @@ def main() -> None:
     exit_on_signals()
     try:
         summary = run(options.output, options.steps, Console(highlight=False))
-    except (DemoError, ProblemError, StackError, httpx.HTTPError, OSError) as error:
+    except (DemoError, ClientError, StackError, OSError) as error:
         sys.exit(f"the demo failed: {error}")
     (options.output / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     print(f"\n{summary}\nwrote summary.json, training_curve.png and samples.png into {options.output}/")

@@ -14,11 +14,12 @@
 What is raised: api.client.errors. It needs httpx, httpx-sse and pydantic, and nothing else of this repository.
 """
 
+from collections.abc import Callable
 from typing import Self
 
 from api.client.calls import Awaited, Blocking, Resource, W
 from api.client.creations import LikelihoodJobs, SamplingJobs, TrainingJobs
-from api.client.errors import ClientError, DamagedDownload, ProblemError
+from api.client.errors import ClientError, DamagedDownload, ProblemError, Unreachable
 from api.client.jobs import Jobs
 from api.client.objects import (
     Artifact,
@@ -57,6 +58,7 @@ __all__ = [
     "Preset",
     "ProblemError",
     "Progress",
+    "Unreachable",
     "Webhook",
 ]
 
@@ -65,14 +67,22 @@ class _Service(Resource[W]):
     """A service at `url` (default: FLOWPP_URL, or this machine's) that `key` opens (default: FLOWPP_API_KEY).
 
     `timeout`: seconds without a byte from it. `max_retries`: how often a request is sent again when the service is
-    busy or the connection breaks, which is done only where it cannot do a thing twice. Raises `ValueError`.
+    busy or the connection breaks, which is done only where it cannot do a thing twice. `on_wait` is
+    called with the seconds that a busy service asks to wait, before each such wait. Raises `ValueError`.
     """
 
     def __init__(
-        self, way: W, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+        self,
+        way: W,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        timeout: float = 60,
+        max_retries: int = 3,
+        on_wait: Callable[[float], None] | None = None,
     ) -> None:
         self.way = way
-        self._transport = Transport(way, url, key, timeout, max_retries)
+        self._transport = Transport(way, url, key, timeout, max_retries, on_wait)
         self.datasets: Datasets[W] = Datasets(way, self._transport)
         self.training_jobs: TrainingJobs[W] = TrainingJobs(way, self._transport)
         self.likelihood_jobs: LikelihoodJobs[W] = LikelihoodJobs(way, self._transport)
@@ -90,9 +100,15 @@ class Client(_Service[Blocking]):
     """Its calls block. A context manager, or call `close`."""
 
     def __init__(
-        self, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        timeout: float = 60,
+        max_retries: int = 3,
+        on_wait: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__(Blocking(), url, key=key, timeout=timeout, max_retries=max_retries)
+        super().__init__(Blocking(), url, key=key, timeout=timeout, max_retries=max_retries, on_wait=on_wait)
 
     def close(self) -> None:
         self.way.call(self._transport.close())
@@ -108,9 +124,15 @@ class AsyncClient(_Service[Awaited]):
     """Its calls are awaited. An asynchronous context manager, or call `aclose`."""
 
     def __init__(
-        self, url: str | None = None, *, key: str | None = None, timeout: float = 60, max_retries: int = 3
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        timeout: float = 60,
+        max_retries: int = 3,
+        on_wait: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__(Awaited(), url, key=key, timeout=timeout, max_retries=max_retries)
+        super().__init__(Awaited(), url, key=key, timeout=timeout, max_retries=max_retries, on_wait=on_wait)
 
     async def aclose(self) -> None:
         await self._transport.close()

@@ -17,7 +17,8 @@ class _Creating(Part[W]):
     """Jobs of one kind, to create.
 
     `metadata`: names and values of your own, to find the job by. `wait`: up to 60 seconds for its end, else it is
-    answered as it is. `cancel_after`: seconds, after which it is cancelled where it has not finished.
+    answered as it is. `cancel_after`: seconds, or 90s, 5m, 2h, 1h30m, after which it is cancelled where it has not
+    finished.
     """
 
     async def _create(
@@ -26,7 +27,7 @@ class _Creating(Part[W]):
         body: Mapping[str, Any],
         metadata: Mapping[str, str] | None,
         wait: int,
-        cancel_after: int | None,
+        cancel_after: int | str | None,
         images: Sequence[Image] = (),
     ) -> Job:
         fields = {name: value for name, value in body.items() if value is not None}
@@ -53,7 +54,7 @@ class TrainingJobs(_Creating[W]):
         resume_from: str | None = None,
         metadata: Mapping[str, str] | None = None,
         wait: int = 0,
-        cancel_after: int | None = None,
+        cancel_after: int | str | None = None,
     ) -> Job:
         """`model` is a preset and what to change of it: {"preset": "small", "filters": 48}.
 
@@ -82,7 +83,7 @@ class LikelihoodJobs(_Creating[W]):
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
         wait: int = 0,
-        cancel_after: int | None = None,
+        cancel_after: int | str | None = None,
     ) -> Job:
         """Bits/dim of a dataset's validation images, or of image files.
 
@@ -110,7 +111,7 @@ class SamplingJobs(_Creating[W]):
         seed: int | None = None,
         metadata: Mapping[str, str] | None = None,
         wait: int = 0,
-        cancel_after: int | None = None,
+        cancel_after: int | str | None = None,
     ) -> Job:
         body = {"model": model, "num_samples": num_samples, "temperature": temperature, "seed": seed}
         return await self._create("/v1/sampling-jobs", body, metadata, wait, cancel_after)
@@ -124,7 +125,7 @@ class SamplingJobs(_Creating[W]):
         num_samples: int = 9,
         metadata: Mapping[str, str] | None = None,
         wait: int = 0,
-        cancel_after: int | None = None,
+        cancel_after: int | str | None = None,
     ) -> Job:
         """`num_samples` images on the way from the first of two image files to the second, both included."""
         body = {"model": model, "num_samples": num_samples}

@@ -3,8 +3,8 @@
     Exception
     ├── ClientError
     │   ├── ProblemError      the service refuses, or fails: status, code, detail, errors
+    │   ├── Unreachable       the service cannot be reached, or breaks off, and retries did not help: url, reason
     │   └── DamagedDownload   what arrived is not what the service has
-    ├── httpx.TransportError  the service cannot be reached, or breaks off, and retries did not help
     ├── TimeoutError          a job has not finished in the time it was waited for
     └── ValueError            a url or key that cannot be one
 
@@ -18,7 +18,7 @@ import httpx
 
 
 class ClientError(Exception):
-    """The service was reached, and what it answered is no result."""
+    """The service gave no result."""
 
 
 @dataclass(eq=False)
@@ -34,6 +34,17 @@ class ProblemError(ClientError):
         said = [f"{error.get('path', '')}: {error.get('detail', '')}" for error in self.errors]
         further = [each for each in said if not any(part in self.detail for part in (each, each.partition(": ")[2]))]
         return "\n  ".join([f"{self.detail} ({self.code})", *further])
+
+
+@dataclass(eq=False)
+class Unreachable(ClientError):
+    """No connection to the service came about, or it broke off; the httpx error is the cause."""
+
+    url: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the service at {self.url} cannot be reached: {self.reason}; is the service running?"
 
 
 class DamagedDownload(ClientError):

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import httpx
 
-from api.client.errors import DamagedDownload, ProblemError
+from api.client.errors import DamagedDownload, ProblemError, Unreachable
 from api.client.transport import Retries, Transport
 
 Report = Callable[[int, int], None]
@@ -73,7 +73,7 @@ async def download(transport: Transport, path: str, target: Path, report: Report
     while True:
         try:
             part = await _receive(transport, path, target, report)
-        except httpx.TransportError:
+        except Unreachable:
             size = sum(part.stat().st_size for part, _ in _parts(target))
             if size > arrived:  # it gets on
                 retries, arrived = Retries(transport.max_retries), size

@@ -9,7 +9,7 @@ import httpx
 from httpx_sse import EventSource
 
 from api.client.calls import W, call, each
-from api.client.errors import ProblemError
+from api.client.errors import ProblemError, Unreachable
 from api.client.files import Report, download
 from api.client.objects import Artifact, Attempt, Event, Job, Metrics
 from api.client.transport import CONNECT_SECONDS, Part, path_of
@@ -18,7 +18,7 @@ RECONNECT_SECONDS = 30  # longer than the API takes to be started anew
 HEARTBEAT_SECONDS = 60  # the stream is dead after so long without a byte; heartbeats come more often
 
 
-class _Absence:
+class Absence:
     """The service's, which we bear for as long as its restart takes, if we have known it at all."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class _Absence:
     def over(self) -> None:
         self._known, self._since = True, None
 
-    def bear(self, error: httpx.TransportError | ProblemError) -> None:
+    def bear(self, error: Unreachable | ProblemError) -> None:
         """Raises what is no absence, or a long one."""
         refused = isinstance(error, ProblemError) and error.status != 503
         self._since = self._since or time.monotonic()
@@ -74,7 +74,7 @@ class Jobs(Part[W]):
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job when it has finished. Raises `TimeoutError` after `timeout` seconds."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        absence, pause = _Absence(), 0.05
+        absence, pause = Absence(), 0.05
         while True:
             try:
                 job = await self._transport.get(Job, path_of("jobs", job_id))
@@ -83,7 +83,7 @@ class Jobs(Part[W]):
                     return job
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"job {job_id} is still {job.status} after {timeout:g} s")
-            except (httpx.TransportError, ProblemError) as error:
+            except (Unreachable, ProblemError) as error:
                 absence.bear(error)
             await self.way.sleep(pause)
             pause = min(1, 1.5 * pause)
@@ -92,9 +92,9 @@ class Jobs(Part[W]):
     async def events(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
         """Each event once, from the first (or from behind event `after`), live, until the job has finished.
 
-        A broken stream is taken up where it broke; one that stays broken raises `httpx.TransportError`.
+        A broken stream is taken up where it broke; one that stays broken raises `Unreachable`.
         """
-        absence = _Absence()
+        absence = Absence()
         while True:
             try:
                 async for event in self._stream(job_id, after):
@@ -106,7 +106,7 @@ class Jobs(Part[W]):
                 if (await self._transport.get(Job, path_of("jobs", job_id))).finished:  # it had before `after`
                     return
                 absence.over()
-            except (httpx.TransportError, ProblemError) as error:
+            except (Unreachable, ProblemError) as error:
                 absence.bear(error)
             await self.way.sleep(0.5)
 

@@ -4,7 +4,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -16,7 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from api.client.calls import Resource, W, Way
-from api.client.errors import ClientError, ProblemError, problem_of
+from api.client.errors import ClientError, ProblemError, Unreachable, problem_of
 from api.client.objects import Page
 
 LOCAL = "http://127.0.0.1:8000"
@@ -37,12 +37,22 @@ class Transport:
 
     `max_retries` times a request is sent again: after 429 and 503, honouring Retry-After, and after a broken
     connection where it does the same when it arrives twice. `timeout`: seconds without a byte from the service.
+    `on_wait` is called with the seconds that the service asks to wait, before each such wait.
     """
 
-    def __init__(self, way: Way, url: str | None, key: str | None, timeout: float, max_retries: int) -> None:
+    def __init__(
+        self,
+        way: Way,
+        url: str | None,
+        key: str | None,
+        timeout: float,
+        max_retries: int,
+        on_wait: Callable[[float], None] | None,
+    ) -> None:
         self.way = way
         self.max_retries = max_retries
         self.timeout = timeout
+        self.on_wait = on_wait
         self._http = httpx.AsyncClient(
             base_url=_checked_url(url or os.environ.get("FLOWPP_URL") or LOCAL),
             headers=_authorization(key or os.environ.get("FLOWPP_API_KEY") or ""),
@@ -62,12 +72,15 @@ class Transport:
 
     @asynccontextmanager
     async def stream(self, method: str, path: str, **kwargs: Any) -> AsyncIterator[httpx.Response]:
-        """The successful response, its body still to be read."""
-        response = await self._sent(method, path, **kwargs)
+        """The successful response, its body still to be read: where that breaks off, `Unreachable` is raised, too."""
         try:
-            yield response
-        finally:
-            await response.aclose()
+            response = await self._sent(method, path, **kwargs)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, str(error) or type(error).__name__) from error
 
     async def get(self, kind: type[R], path: str) -> R:
         return parsed(kind, await self.request("GET", path))
@@ -123,7 +136,10 @@ class Transport:
                 problem = await _problem(response)
                 pause = None
                 if problem.status in _BUSY:
-                    pause = retries.pause(response.headers.get("Retry-After"))
+                    asked = seconds_of(response.headers.get("Retry-After"))
+                    pause = retries.pause(asked)
+                    if asked and pause is not None and self.on_wait is not None:
+                        self.on_wait(asked)
                 elif problem.code == _UNDER_WAY:
                     pause = at_work.pause()
                 if pause is None:
@@ -151,9 +167,8 @@ class Retries:
     left: int
     made: int = 0
 
-    def pause(self, retry_after: str | None = None) -> float | None:
-        """Seconds until the next try; none: it is not to be tried again."""
-        asked = seconds_of(retry_after)
+    def pause(self, asked: float = 0) -> float | None:
+        """Seconds until the next try, where the service asks to wait `asked`; none: it is not to be tried again."""
         if not self.left or asked > MAX_PAUSE_SECONDS:
             return None
         backoff = min(8, 0.5 * 2**self.made)

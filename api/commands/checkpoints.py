@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from api.client import Checkpoint, Client
+from api.client import Checkpoint
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, Key, Limit, Published, Url
-from api.commands.output import errors, print_json, print_list, print_object, when
+from api.commands.options import AsJson, CheckpointId, Key, Limit, Published, Url
+from api.commands.output import errors, print_json, print_list, print_object, service_at, when
 from api.watch import transfer
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: trained models.")
-
-CheckpointId = Annotated[str, typer.Argument(metavar="CHECKPOINT")]
 
 
 @app.command("list")
@@ -26,7 +24,7 @@ def list_(
     key: Key = "",
 ) -> None:
     """List checkpoints: id, steps, images seen, validation bits/dim, when written, training job."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         found = islice(client.checkpoints.list(job=job), limit)
         head = ("checkpoint", "step", "images seen", "validation", "created", "job")
         print_list(head, found, as_json, _row)
@@ -47,7 +45,7 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
 @app.command()
 def show(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Print what is known of a checkpoint."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_object(client.checkpoints.get(checkpoint), as_json)
 
 
@@ -60,7 +58,7 @@ def upload(
     key: Key = "",
 ) -> None:
     """Import the weights that the authors published; prints the checkpoint's id."""
-    with Client(url, key=key) as client, transfer(errors, f"uploading {file.name}") as report:
+    with service_at(url, key) as client, transfer(errors, f"uploading {file.name}") as report:
         checkpoint = client.checkpoints.upload(file, preset, report)
     if as_json:
         print_json(checkpoint)
@@ -80,7 +78,9 @@ def download(
 ) -> None:
     """Download a checkpoint to a directory that flowpp.FlowPP.load reads, by default called CHECKPOINT."""
     target = output or Path(checkpoint)
-    with Client(url, key=key) as client, transfer(errors, f"downloading {checkpoint}") as report:
+    if target.exists() and (target.suffix != ".zip" or target.is_dir()):
+        raise typer.BadParameter(f"{target} exists; choose another --output")
+    with service_at(url, key) as client, transfer(errors, f"downloading {checkpoint}") as report:
         fetch = client.checkpoints.download if target.suffix == ".zip" else client.checkpoints.fetch
         path = fetch(checkpoint, target, report)
     if as_json:
@@ -92,7 +92,7 @@ def download(
 @app.command()
 def delete(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Delete a checkpoint; refused while a job uses it."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         client.checkpoints.delete(checkpoint)
     if as_json:
         print_json({"id": checkpoint, "deleted": True})

@@ -8,13 +8,11 @@ import typer
 
 from api.client import Client, Dataset
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, Key, Limit, Url
-from api.commands.output import errors, print_json, print_list, print_object, when
+from api.commands.options import AsJson, DatasetId, Key, Limit, Url
+from api.commands.output import errors, print_json, print_list, print_object, service_at, when
 from api.watch import transfer
 
 app = typer.Typer(no_args_is_help=True, help="Image sets of the service.")
-
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET")]
 
 
 @app.command()
@@ -25,7 +23,7 @@ def upload(
     key: Key = "",
 ) -> None:
     """Upload images; prints the dataset's id."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         dataset = send(client, source)
     if as_json:
         print_json(dataset)
@@ -45,7 +43,7 @@ def send(client: Client, source: Path) -> Dataset:
 @app.command("list")
 def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """List image sets: id, images, of them for validation, channels x height x width, when uploaded, name."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_list(
             ("dataset", "images", "validation", "shape", "created", "name"),
             islice(client.datasets.list(), limit),
@@ -64,14 +62,14 @@ def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key
 @app.command()
 def show(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Print what is known of an image set."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_object(client.datasets.get(dataset), as_json)
 
 
 @app.command()
 def delete(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Delete an image set; refused while a job uses it."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         client.datasets.delete(dataset)
     if as_json:
         print_json({"id": dataset, "deleted": True})

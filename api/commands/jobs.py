@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from api.client import Client, Job
+from api.client import Job
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, JobId, Key, Limit, Metadata, Url, pairs
+from api.commands.options import STATUSES, TYPES, AsJson, JobId, Key, Limit, Metadata, Url, pairs
 from api.commands.output import (
     download_artifacts,
     leave_unless_succeeded,
     print_json,
     print_list,
     print_object,
+    service_at,
     when,
 )
 from api.commands.training import follow
@@ -25,15 +26,20 @@ app = typer.Typer(no_args_is_help=True, help="Jobs of every kind.")
 @app.command("list")
 def list_(
     limit: Limit = 20,
-    kind: Annotated[str | None, typer.Option("--type", help="training, likelihood or sampling.")] = None,
-    status: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed, ...")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--type", autocompletion=lambda: list(TYPES), help="training, likelihood or sampling.")
+    ] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(autocompletion=lambda: list(STATUSES), help="queued, running, paused, succeeded, failed, ..."),
+    ] = None,
     metadata: Metadata = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
     """List jobs: id, type, status, how far, when created, metadata."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         found = islice(client.jobs.list(type=kind, status=status, metadata=pairs(metadata)), limit)
         print_list(("job", "type", "status", "done", "created", "metadata"), found, as_json, _row)
 
@@ -49,14 +55,14 @@ def _row(job: Job) -> tuple[str, ...]:
 @app.command()
 def show(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Print a job's record."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_object(client.jobs.get(job), as_json)
 
 
 @app.command()
 def watch(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Follow a job to its end; with --json, print its events. Ctrl-C stops watching; the job goes on."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         leave_unless_succeeded(follow(client, client.jobs.get(job), events=as_json))
 
 
@@ -70,28 +76,28 @@ def _changed(job: Job, as_json: bool) -> None:
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Cancel a job; a training job keeps its last checkpoint."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         _changed(client.jobs.cancel(job), as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Pause a training job: it writes a checkpoint and frees its worker."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         _changed(client.jobs.pause(job), as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Let a paused job go on from its last checkpoint."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         _changed(client.jobs.resume(job), as_json)
 
 
 @app.command()
 def logs(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Print a training job's log lines so far; with --json, an object each."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         text = client.jobs.logs(job)
     for line in text.splitlines():
         if as_json:
@@ -103,9 +109,9 @@ def logs(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -
 @app.command()
 def attempts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """List the attempts at a job: number, how it ended, when it began and ended, worker, why."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_list(
-            ("attempt", "status", "began", "ended", "worker", ""),
+            ("attempt", "status", "began", "ended", "worker", "why"),
             client.jobs.attempts(job),
             as_json,
             lambda a: (
@@ -122,7 +128,7 @@ def attempts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "
 @app.command()
 def artifacts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """List the files that a job has left: name, bytes, sha256."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_list(
             ("artifact", "bytes", "sha256"),
             client.jobs.artifacts(job),
@@ -143,7 +149,7 @@ def download(
     key: Key = "",
 ) -> None:
     """Download the files that a job has left; prints their paths."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         wanted = names or [artifact.name for artifact in client.jobs.artifacts(job)]
         for path in download_artifacts(client, job, wanted, output or Path(job)):
             if as_json:
@@ -155,7 +161,7 @@ def download(
 @app.command()
 def delete(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Delete a job with its checkpoints and artifacts; one that runs is cancelled first."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         client.jobs.delete(job)
     if as_json:
         print_json({"id": job, "deleted": True})

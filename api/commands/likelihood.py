@@ -10,7 +10,16 @@ import typer
 from api.client import Client, Job
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
-from api.commands.output import download_artifacts, errors, finished, leave_unless_succeeded, print_json, print_table
+from api.commands.output import (
+    download_artifacts,
+    errors,
+    finished,
+    leave_unless_succeeded,
+    print_json,
+    print_table,
+    refuse_filled,
+    service_at,
+)
 
 
 def likelihood(
@@ -37,7 +46,9 @@ def likelihood(
     if (bits_map or latents) and output is None and not detach:
         raise typer.BadParameter("--bits-map and --latents are files: say where to put them by --output, or --detach")
     own = pairs(metadata)
-    with Client(url, key=key) as client:
+    if output is not None and not detach:
+        refuse_filled(output)
+    with service_at(url, key) as client:
         job = client.likelihood_jobs.create(
             model=model,
             dataset=dataset,
@@ -86,4 +97,4 @@ def _print(result: dict[str, Any]) -> None:
     if count > 1:
         mean = f"{result['bits_per_dim']:.4f}{error}"
         rows.append((f"mean of {count}", mean, f"{result['log_likelihood']:.1f}"))
-    print_table(("image", "bits/dim", "log-likelihood (nats)"), rows)
+    print_table(("name", "bits/dim", "log-likelihood (nats)"), rows)

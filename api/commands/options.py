@@ -5,7 +5,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Annotated
 
-import httpx
 import typer
 
 from api.client import Client, ClientError
@@ -24,7 +23,8 @@ Metadata = Annotated[
     list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Of your own, to find it by. Repeat.")
 ]
 CancelAfter = Annotated[
-    int | None, typer.Option(min=1, metavar="SECONDS", help="Cancel it where it has not finished by then.")
+    str | None,
+    typer.Option(metavar="DURATION", help="Cancel it where it has not finished by then: seconds, or 90s, 5m, 2h."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait for its end.")]
 
@@ -35,7 +35,7 @@ def _suggestions(ids: Callable[[Client], list[str]]) -> Callable[[typer.Context,
     def suggest(context: typer.Context, incomplete: str) -> list[str]:
         url, key = (context.params.get(name) or "" for name in ("url", "key"))
         with (
-            suppress(ClientError, httpx.TransportError, ValueError),
+            suppress(ClientError, ValueError),
             Client(url, key=key, timeout=COMPLETION_SECONDS, max_retries=0) as client,
         ):
             return [each for each in ids(client) if each.startswith(incomplete)]
@@ -50,14 +50,34 @@ def _jobs(client: Client) -> list[str]:
 
 def _models(client: Client) -> list[str]:
     jobs = [job.id for job in islice(client.jobs.list(type="training"), 20)]
-    return jobs + [checkpoint.id for checkpoint in islice(client.checkpoints.list(), 20)]
+    return jobs + _checkpoints(client)
 
+
+def _datasets(client: Client) -> list[str]:
+    return [dataset.id for dataset in islice(client.datasets.list(), 20)]
+
+
+def _checkpoints(client: Client) -> list[str]:
+    return [checkpoint.id for checkpoint in islice(client.checkpoints.list(), 20)]
+
+
+def _webhooks(client: Client) -> list[str]:
+    return [webhook.id for webhook in islice(client.webhooks.list(), 20)]
+
+
+TYPES = ("training", "likelihood", "sampling")
+STATUSES = ("queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled")
+
+suggested_datasets, suggested_models = _suggestions(_datasets), _suggestions(_models)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", autocompletion=_suggestions(_jobs))]
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", autocompletion=suggested_datasets)]
+CheckpointId = Annotated[str, typer.Argument(metavar="CHECKPOINT", autocompletion=_suggestions(_checkpoints))]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", autocompletion=_suggestions(_webhooks))]
 Model = Annotated[
     str,
     typer.Argument(
-        autocompletion=_suggestions(_models), help="A checkpoint's id, or a training job's: its best checkpoint."
+        autocompletion=suggested_models, help="A checkpoint's id, or a training job's: its best checkpoint."
     ),
 ]
 Preset = Annotated[str, typer.Option(autocompletion=lambda: list(PRESETS), help="One of `flowpp presets list`.")]

@@ -1,6 +1,7 @@
 """What commands print: JSON for programs, tables for people, and how a job ended."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,15 @@ EXIT_CODES = """Exit codes: 0 done; 1 the job or the service failed; 2 bad input
 _COLUMNS = 1_000_000  # a narrow terminal wraps lines; ids stay whole
 
 errors = Console(stderr=True, highlight=False)
+
+
+def service_at(url: str, key: str) -> Client:
+    """Its client, which says when it has to wait."""
+    return Client(url, key=key, on_wait=_say_wait)
+
+
+def _say_wait(seconds: float) -> None:
+    errors.print(f"the service asks to wait {math.ceil(seconds)} s", markup=False)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -53,7 +63,11 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     if table.row_count:
-        Console(highlight=False, width=_COLUMNS).print(table)
+        console = Console(highlight=False, width=_COLUMNS)
+        with console.capture() as captured:
+            console.print(table)
+        for line in captured.get().rstrip("\n").split("\n"):
+            typer.echo(line.rstrip(" "))
 
 
 def print_list(head: Sequence[str], objects: Iterable[BaseModel], as_json: bool, row: Any) -> None:
@@ -108,6 +122,12 @@ def leave_unless_succeeded(job: Job) -> None:
         fail(f"job {job.id} {job.status}: {job.error.message} ({job.error.code})", FAILURE)
     if job.status != "succeeded":
         fail(f"job {job.id} is {job.status}", FAILURE)
+
+
+def refuse_filled(directory: Path) -> None:
+    """Raises `typer.BadParameter` where files would come to lie among others."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise typer.BadParameter(f"{directory} exists; choose another --output")
 
 
 def download_artifacts(client: Client, job_id: str, names: Sequence[str], directory: Path) -> list[Path]:

@@ -5,10 +5,17 @@ from typing import Annotated
 
 import typer
 
-from api.client import Client
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
-from api.commands.output import download_artifacts, errors, finished, leave_unless_succeeded, print_json
+from api.commands.output import (
+    download_artifacts,
+    errors,
+    finished,
+    leave_unless_succeeded,
+    print_json,
+    refuse_filled,
+    service_at,
+)
 
 
 def sample(
@@ -34,7 +41,9 @@ def sample(
     own = pairs(metadata)
     if interpolate and (temperature != 1 or seed is not None):
         raise typer.BadParameter("--interpolate draws nothing: it goes with neither --temperature nor --seed")
-    with Client(url, key=key) as client:
+    if not detach:
+        refuse_filled(output)
+    with service_at(url, key) as client:
         if interpolate:
             job = client.sampling_jobs.interpolate(
                 model=model, images=interpolate, num_samples=num_samples or 9, metadata=own, cancel_after=cancel_after

@@ -9,20 +9,38 @@ import typer
 from api.client import Client, Job
 from api.client.transport import LOCAL
 from api.commands.datasets import send
-from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Preset, Url, pairs
-from api.commands.output import errors, leave_unless_succeeded, print_json, waiting_for
+from api.commands.options import (
+    AsJson,
+    CancelAfter,
+    Detach,
+    Key,
+    Metadata,
+    Preset,
+    Url,
+    pairs,
+    suggested_datasets,
+    suggested_models,
+)
+from api.commands.output import errors, leave_unless_succeeded, print_json, service_at, waiting_for
 from api.watch import watch
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(help="A dataset's id, or a folder or file to upload.")],
+    dataset: Annotated[
+        str, typer.Argument(autocompletion=suggested_datasets, help="A dataset's id, or a folder or file to upload.")
+    ],
     preset: Preset = "small",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the preset's.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Say, model.filters=48. Repeat.")
     ] = None,
     resume_from: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Warm start: begin with the weights of this checkpoint or job.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            autocompletion=suggested_models,
+            help="Warm start: begin with the weights of this checkpoint or job.",
+        ),
     ] = None,
     metadata: Metadata = None,
     cancel_after: CancelAfter = None,
@@ -41,7 +59,7 @@ def train(
     if steps is not None:
         changes["training"]["steps"] = steps
     own = pairs(metadata)
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         job = client.training_jobs.create(
             dataset=_dataset(client, dataset),
             model=changes["model"],

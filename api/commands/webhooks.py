@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-from api.client import Client, Delivery
+from api.client import Delivery
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, Key, Limit, Url
-from api.commands.output import errors, print_json, print_list, print_object, when
+from api.commands.options import AsJson, Key, Limit, Url, WebhookId
+from api.commands.output import errors, print_json, print_list, print_object, service_at, when
 
 app = typer.Typer(no_args_is_help=True, help="Addresses that are told of your jobs' events.")
-
-WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK")]
 
 
 @app.command()
@@ -26,7 +24,7 @@ def create(
     key: Key = "",
 ) -> None:
     """Make a webhook, and print it with the secret that verifies what it sends, which cannot be had again."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_object(client.webhooks.create(address, event or None), as_json)
     errors.print("The secret is shown this once.")
 
@@ -34,7 +32,7 @@ def create(
 @app.command("list")
 def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """List webhooks: id, status, when made, address, events."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_list(
             ("webhook", "status", "created", "url", "events"),
             islice(client.webhooks.list(), limit),
@@ -46,14 +44,14 @@ def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key
 @app.command()
 def show(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Print what is known of a webhook, without its secret."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         print_object(client.webhooks.get(webhook), as_json)
 
 
 @app.command()
 def delete(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Delete a webhook, and what was still to be sent to it."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         client.webhooks.delete(webhook)
     if as_json:
         print_json({"id": webhook, "deleted": True})
@@ -62,7 +60,7 @@ def delete(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: K
 @app.command()
 def ping(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Send a ping, which is tried once; prints its id, under which `deliveries` tells what came of it."""
-    with Client(url, key=key) as client:
+    with service_at(url, key) as client:
         delivery = client.webhooks.ping(webhook)
     if as_json:
         print_json(delivery)
@@ -73,8 +71,8 @@ def ping(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key
 @app.command()
 def deliveries(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """List the last deliveries: id, event, status, attempts, last and next attempt, answer, why it failed."""
-    head = ("delivery", "event", "status", "attempts", "last attempt", "next attempt", "answer", "")
-    with Client(url, key=key) as client:
+    head = ("delivery", "event", "status", "attempts", "last attempt", "next attempt", "answer", "why")
+    with service_at(url, key) as client:
         print_list(head, client.webhooks.deliveries(webhook), as_json, _row)
 
 

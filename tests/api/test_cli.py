@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from api.client import Client, Job
 from api.stack import Stack
 from flowpp import FlowPP
 from flowpp.data import encode_png
-from tests.api.busy_server import Reply, busy_server
+from tests.api.busy_server import JOB, Reply, busy_server
+from worker.jobs import JobStatus
 from worker.redis_server import free_port
 
 
@@ -64,6 +66,55 @@ def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str], sentence:
     assert sentence in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+def test_cancel_after_takes_units_and_the_service_says_what_is_none(stack: Stack) -> None:
+    with busy_server(Reply(202)) as (url, sent):
+        assert flowpp("sample", "job_1", "--cancel-after", "2h", "--detach", "--url", url).returncode == 0
+    assert sent[0].headers["cancel-after"] == "2h"
+    refused = flowpp("sample", "job_1", "--cancel-after", "soon", "--url", stack.url)
+    assert (refused.returncode, "90s, 5m, 2h" in refused.stderr) == (2, True)
+
+
+def test_a_wait_that_the_service_asks_for_is_said_once() -> None:
+    busy = Reply(429, b'{"code": "rate_limited", "detail": "later"}', {"Retry-After": "1"})
+    with busy_server(busy, Reply()) as (url, _):
+        shown = flowpp("jobs", "show", "job_1", "--json", "--url", url)
+    assert shown.stderr == "the service asks to wait 1 s\n"
+    assert json.loads(shown.stdout)["id"] == "job_1"
+
+
+def test_files_are_not_mixed_with_those_that_lie_there(tmp_path: Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"")
+    with busy_server(Reply(202)) as (url, sent):
+        for command in (["sample", "job_1"], ["likelihood", "job_1", __file__], ["checkpoints", "download", "ckpt_1"]):
+            refused = flowpp(*command, "--output", tmp_path, "--url", url, COLUMNS="1000")
+            assert refused.returncode == 2
+            assert f"{tmp_path} exists; choose another --output" in refused.stderr
+    assert not sent
+
+
+def test_a_record_is_printed_without_blanks_at_the_ends_of_lines() -> None:
+    with busy_server(Reply()) as (url, _):
+        shown = flowpp("jobs", "show", "job_1", "--url", url).stdout.splitlines()
+    assert [line for line in shown if line != line.rstrip()] == []
+    assert shown[0].split() == ["id", "job_1"]
+
+
+def test_a_watched_job_that_is_queued_tells_how_many_are_before_it() -> None:
+    waits = [Reply(200, JOB.replace(b'"queue_position": 0', b'"queue_position": %d' % place)) for place in (3, 1)]
+    done = Reply(200, JOB.replace(b"queued", b"succeeded").replace(b'"queue_position": 0', b'"queue_position": null'))
+    status = b'id: 1-0\ndata: {"id": "1-0", "job": "job_1", "type": "status", "created_at": 0, "data": %s}\n\n'
+    events = Reply(200, status % b'{"status": "succeeded"}', {"Content-Type": "text/event-stream"})
+    with busy_server(waits[0], *waits, done, events, done) as (url, _):
+        watched = flowpp("jobs", "watch", "job_1", "--url", url)
+    assert watched.returncode == 0, watched.stderr
+    assert watched.stderr.splitlines() == ["queued, 3 before it", "queued, 1 before it", "succeeded"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    told = flowpp("--version")
+    assert (told.returncode, told.stdout) == (0, f"flowpp {version('flowpp')}\n")
 
 
 def test_no_service_is_a_sentence_and_exit_code_3() -> None:
@@ -250,6 +301,8 @@ COMPLETIONS = [
     ("flowpp train x --preset imagenet64", ["imagenet64", "imagenet64-5bit"]),
     ("flowpp checkpoints upload x.npz --preset c", ["cifar10"]),
     ("flowpp train x --det", ["--detach"]),
+    ("flowpp jobs list --type s", ["sampling"]),
+    ("flowpp jobs list --status ", list(get_args(JobStatus))),
 ]
 
 
@@ -264,11 +317,31 @@ def test_the_shell_completes_commands_options_and_presets(text: str, suggestions
     assert completed(text)[: len(suggestions)] == suggestions
 
 
-def test_the_shell_completes_ids_and_says_nothing_where_no_service_is(stack: Stack, trained: Job) -> None:
+def test_the_shell_completes_ids_and_says_nothing_where_no_service_is(
+    stack: Stack, client: Client, trained: Job
+) -> None:
     assert trained.id in completed("flowpp sample job_", FLOWPP_URL=stack.url)
     assert completed(f"flowpp jobs show {trained.id[:12]}", FLOWPP_URL=stack.url)
+    for words in ("train ds_", "datasets show ds_", "datasets delete ds_"):
+        assert trained.request["dataset"] in completed(f"flowpp {words}", FLOWPP_URL=stack.url)
+    checkpoint = next(iter(client.checkpoints.list())).id
+    for words in ("show", "download", "delete"):
+        assert checkpoint in completed(f"flowpp checkpoints {words} ckpt_", FLOWPP_URL=stack.url)
+    assert checkpoint in completed("flowpp train x --resume-from ckpt_", FLOWPP_URL=stack.url)
     nobody = f"http://127.0.0.1:{free_port()}"
     assert "".join(completed("flowpp sample job_", FLOWPP_URL=nobody)) == ""
+
+
+def test_the_shell_completes_ids_of_webhooks() -> None:
+    webhook = {"id": "wh_1", "object": "webhook", "owner": "local", "created_at": 0, "url": "https://example.com/"}
+    page = {
+        "data": [webhook | {"events": [], "status": "active", "disabled_reason": None, "dropped": 0}],
+        "has_more": False,
+        "last_id": "wh_1",
+    }
+    with busy_server(Reply(200, json.dumps(page).encode())) as (url, _):
+        for words in ("show", "delete", "ping", "deliveries"):
+            assert completed(f"flowpp webhooks {words} wh_", FLOWPP_URL=url) == ["wh_1"]
 
 
 def test_completion_is_installed_where_bash_finds_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api.client import Client, Job, ProblemError
+from api.client import Client, ClientError, Job, ProblemError, Unreachable
 from api.stack import Stack
 from flowpp.data import build_image_set, encode_png
 from tests.api.cutting_proxy import cutting_proxy
@@ -200,6 +200,9 @@ def test_a_checkpoint_downloads_whole(client: Client, trained: Job, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_no_service_is_a_transport_error() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(httpx.ConnectError):
+def test_no_service_is_a_client_error_with_its_url() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with Client(url) as client, pytest.raises(Unreachable, match=rf"{url} cannot .*is the service running") as caught:
         client.jobs.get("job_x")
+    assert isinstance(caught.value, ClientError)
+    assert caught.value.url == url

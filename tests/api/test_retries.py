@@ -8,10 +8,9 @@ from email.utils import formatdate
 from pathlib import Path
 from time import time
 
-import httpx
 import pytest
 
-from api.client import Client, ProblemError
+from api.client import Client, ProblemError, Unreachable
 from tests.api.busy_server import DATASET, JOB, Reply, busy_server
 
 PROBLEM = json.dumps({"status": 429, "code": "rate_limited", "detail": "try again in 1 s"}).encode()
@@ -24,6 +23,16 @@ def test_a_busy_service_is_asked_again_when_it_says(status: int) -> None:
         assert client.jobs.get("job_1").id == "job_1"
     assert len(sent) == 2
     assert sent[1].at - sent[0].at >= 1
+
+
+def test_the_caller_is_told_of_each_wait_that_the_service_asks_for(capfd: pytest.CaptureFixture[str]) -> None:
+    busy, waits = Reply(429, PROBLEM, {"Retry-After": "1"}), list[float]()
+    with busy_server(busy, busy, Reply()) as (url, _), Client(url, on_wait=waits.append) as client:
+        client.jobs.get("job_1")
+    with busy_server(busy, Reply()) as (url, _), Client(url) as client:
+        client.jobs.get("job_1")
+    assert waits == [1, 1]
+    assert capfd.readouterr() == ("", ""), "the client prints nothing"
 
 
 def test_retry_after_may_be_a_date() -> None:
@@ -80,9 +89,16 @@ def test_a_wait_outlives_a_service_that_is_away_for_a_while_but_not_one_that_nev
     assert len(sent) == 1
 
 
+def test_a_wait_outlives_broken_connections() -> None:
+    broken, done = Reply(breaks=True), Reply(200, JOB.replace(b"queued", b"succeeded"))
+    with busy_server(Reply(), broken, broken, done) as (url, sent), Client(url, max_retries=0) as client:
+        assert client.jobs.wait("job_1").status == "succeeded"
+    assert len(sent) == 4
+
+
 def test_what_may_not_happen_twice_is_not_sent_again_after_a_break() -> None:
     with busy_server(Reply(breaks=True), Reply()) as (url, sent), Client(url) as client:
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(Unreachable):
             client.jobs.resume("job_1")
         client.jobs.get("job_1")
     assert [request.method for request in sent] == ["POST", "GET"]
@@ -110,6 +126,12 @@ def test_waiting_metadata_and_an_end_by_then_are_said_in_each_creation() -> None
         assert (request.headers["prefer"], request.headers["cancel-after"]) == ("wait=7", "90")
     assert [json.loads(request.body)["metadata"] for request in sent[:3]] == [{"who": "me"}] * 3
     assert all(b'name="metadata[who]"' in request.body for request in sent[3:])
+
+
+def test_an_end_by_then_may_have_units_as_in_the_header() -> None:
+    with busy_server(Reply(202)) as (url, sent), Client(url) as client:
+        client.sampling_jobs.create(model="job_1", cancel_after="1h30m")
+    assert sent[0].headers["cancel-after"] == "1h30m"
 
 
 def test_the_key_is_sent_and_seen_nowhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,6 +86,18 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def test_tables_have_names_above_their_columns_on_a_terminal(stack: Stack, trained: Job) -> None:
+    heads = {
+        ("presets", "list"): "preset description",
+        ("jobs", "attempts", trained.id): "attempt status began ended worker why",
+        ("checkpoints", "list"): "checkpoint step images seen validation created job",
+    }
+    for command, head in heads.items():
+        with terminal(*command, "--url", stack.url) as seen:
+            assert seen.process.wait(60) == 0
+        assert seen.lines()[0].split() == head.split()
+
+
 def test_a_curve_and_a_bar_are_drawn_and_stay_when_the_job_has_ended(stack: Stack, trained: Job) -> None:
     with terminal("jobs", "watch", trained.id, FLOWPP_URL=stack.url) as seen:
         assert seen.process.wait(60) == 0
