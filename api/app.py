@@ -11,7 +11,9 @@ from redis.asyncio import ConnectionPool
 from api import openapi, problems, redaction
 from api.addresses import Addresses
 from api.auth import BEARER, Identification
+from api.bodies import check_media_type
 from api.intake import Intake
+from api.queries import PREFIX, check_query
 from api.routes import (
     artifacts,
     checkpoints,
@@ -73,8 +75,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Identification, settings=service.settings, connections=connections)
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
+    of_all = [Depends(BEARER), Depends(check_query), Depends(check_media_type)]
     for module in (*resources, webhooks):
-        app.include_router(module.router, prefix="/v1", dependencies=[Depends(BEARER)])
+        app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
     app.include_router(health.router)
     app.include_router(errors.router)
     openapi.install(app)

@@ -1,4 +1,4 @@
-"""Bodies of requests for inference: JSON, or a form whose files are images."""
+"""Bodies: JSON, and of requests for inference also a form whose files are images."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from api.deadlines import JobCreation
@@ -22,6 +23,14 @@ from worker.submission import Terms
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
+
+async def check_media_type(request: Request) -> None:
+    """Raises `Unsupported` where FastAPI would read a body as JSON that is said to be something else, or nothing."""
+    route: APIRoute = request.scope["route"]
+    if route.body_field is not None and _media_type(request) != "application/json":
+        raise Unsupported("send application/json, and say so in the header Content-Type")
+
+
 Submit = Callable[[Service, Wanted, np.ndarray | None, list[str], Terms], Job]
 
 
@@ -32,7 +41,7 @@ async def submit(creation: JobCreation, kind: type[Wanted], submit: Submit[Wante
     entering `creation` raise.
     """
     request, service = creation.request, creation.service
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     async with creation:
         if media_type == "application/json":
             wanted = _parsed(kind, await _json(request))
@@ -97,6 +106,10 @@ def _without_definitions(schema: dict[str, Any]) -> dict[str, Any]:
         return [resolved(each) for each in node] if isinstance(node, list) else node
 
     return resolved(schema)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _json(request: Request) -> Any:

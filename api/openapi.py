@@ -62,11 +62,9 @@ def _document(path: str, method: str, operation: dict[str, Any]) -> None:
 
 def _statuses(method: str, operation: dict[str, Any]) -> Iterator[int]:
     parameters, body = operation.get("parameters", []), "requestBody" in operation
-    yield from (401, 403, 429, 503)
+    yield from (401, 403, 422, 429, 503)
     if body or any(parameter["in"] == "path" or parameter["name"] == "after" for parameter in parameters):
         yield 404
-    if body or parameters:
-        yield 422
     if method != "get":
         yield 409
     if body:

@@ -194,7 +194,7 @@ def _methods(request: Request) -> set[str]:
     scope = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
     return {
         method
-        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
         for route in request.app.routes
         if route.matches(scope | {"method": method})[0] is Match.FULL
     }

@@ -62,21 +62,21 @@ async def received(
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise _invalid(file_field, error.message) from error
+        raise invalid_field(file_field, error.message) from error
     try:
         fields: dict[str, str] = {}
         files: list[tuple[str, IO[bytes]]] = []
         for name, value in form.multi_items():
             if isinstance(value, str):
                 if text_fields is not None and name not in text_fields:
-                    raise _invalid(name, "unexpected field")
+                    raise invalid_field(name, "unexpected field")
                 fields[name] = value
             elif name == file_field:
                 files.append((display_name(value.filename or ""), value.file))
             else:
-                raise _invalid(name, f"unexpected file; files go in the field {file_field!r}")
+                raise invalid_field(name, f"unexpected file; files go in the field {file_field!r}")
         if not files:
-            raise _invalid(file_field, "Field required: at least one file")
+            raise invalid_field(file_field, "Field required: at least one file")
         yield Form(fields, tuple(files))
     finally:
         await form.close()
@@ -133,5 +133,6 @@ def display_name(filename: str) -> str:
     return _UNSAFE.sub("_", base).lstrip(".")[-100:] or "file"
 
 
-def _invalid(name: str, message: str) -> RequestValidationError:
+def invalid_field(name: str, message: str) -> RequestValidationError:
+    """The error for what is wrong with one field of a form."""
     return RequestValidationError([{"type": "value_error", "loc": ("body", name), "msg": message, "input": None}])

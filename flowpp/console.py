@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from flowpp.training import Event
 
+_TIMES = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -57,9 +59,7 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *_TIMES,
     )
     latest: dict[str, float] = {}
     with Progress(*columns, console=Console(highlight=False)) as progress:
@@ -86,9 +86,9 @@ def unless_the_disk_is_full() -> Iterator[None]:
 
 def track(batches: Iterable[np.ndarray], total: int, what: str) -> np.ndarray:
     """All batches as one array, with a bar on stderr of `total` rows meanwhile."""
-    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), *_TIMES)
     parts = []
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=errors, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
         for batch in batches:
             parts.append(batch)

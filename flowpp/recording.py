@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.run_directory import CURVE, RESULT, Code, Result, RunDirectory, TrainingError
 
+NO_CHECKPOINT = "there is no checkpoint yet"
+
 
 @dataclass
 class Recorder:
@@ -20,7 +22,8 @@ class Recorder:
         """The result for a person."""
         assert self.result is not None
         best = f", the best is {self.result.best_checkpoint}" if self.result.best_checkpoint else ""
-        return f"{self.result.status} at step {self.step}; the last checkpoint is {self.result.last_checkpoint}{best}"
+        last = f"the last checkpoint is {self.result.last_checkpoint}" if self.result.last_checkpoint else NO_CHECKPOINT
+        return f"{self.result.status} at step {self.step}; {last}{best}"
 
 
 @contextmanager

@@ -281,7 +281,7 @@ def _origin(run: RunDirectory, config: RunConfig, checkpoint: Path | None) -> st
         origin = read_manifest(Path(config.resume_from))
         found = f"warm start from the weights of {config.resume_from}, of step {origin.step:,}"
     else:
-        found = "begins anew"
+        found = "starts at the first step, with new weights"
     damaged = [path.name for path in checkpoint_directories(run.path) if step_of(path) > step]
     return f"damaged, and passed over: {', '.join(damaged)}; {found}" if damaged else found
 

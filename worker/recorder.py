@@ -10,7 +10,8 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -26,6 +27,9 @@ LEAVE_SECONDS = 3.0
 
 RECORD = "record-"
 """Begins the names of a job's records in the store."""
+
+LAST_SECONDS = 5
+"""So long the end of the block waits for what has changed to be stored."""
 
 _TURN_SECONDS = 60
 _JOBS = 200  # at a time
@@ -43,7 +47,7 @@ class Recorder:
     """A thread while the block runs. Of any number of them one works at a time; two would do no harm.
 
     It leaves what has changed within `leave_seconds` to others: whose threads people wait for should not do it, where
-    somebody else can.
+    somebody else can. At the end of the block nothing is left to others, who may be gone already.
     """
 
     def __init__(self, service: Service, leave_seconds: float = 0) -> None:
@@ -62,18 +66,31 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(LAST_SECONDS)  # where the store or Redis is away it goes with the process
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            try:
-                while self._is_my_turn() and self.record() == _JOBS and not self._ended.is_set():
-                    pass
-                self._leave(keys=["flowpp:recorder"], args=[self._name])
-            except UNREACHABLE as error:
-                log.warning("the recorder waits for Redis: %s", error)
-            except Exception:  # one that ended would be missed only when Redis is lost
-                log.exception("jobs were not recorded in the store, and will be tried again")
+            self._attempt(self._look)
+        self._leave_seconds = 0
+        self._attempt(self._record_all)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except UNREACHABLE as error:
+            log.warning("the recorder waits for Redis: %s", error)
+        except Exception:  # one that ended would be missed only when Redis is lost
+            log.exception("jobs were not recorded in the store, and will be tried again")
+
+    def _look(self) -> None:
+        while self._is_my_turn() and self.record() == _JOBS and not self._ended.is_set():
+            pass
+        self._leave(keys=["flowpp:recorder"], args=[self._name])
+
+    def _record_all(self) -> None:
+        deadline = time.monotonic() + LAST_SECONDS
+        while self.record() == _JOBS and time.monotonic() < deadline:
+            pass
 
     def _is_my_turn(self) -> bool:
         return bool(self._take(keys=["flowpp:recorder"], args=[self._name, _TURN_SECONDS]))

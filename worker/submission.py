@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from flowpp.config import ModelConfig, TrainingConfig
+from flowpp.images import shortened
 from flowpp.memory import advice, estimate, micro_batch
 from flowpp.presets import resolve_model, resolve_training
 from flowpp.run_directory import describe
@@ -109,7 +110,7 @@ def submit_likelihood(
     for option in ("bits_map", "latents"):
         if getattr(request, option) and count > (most := settings.max_request_images):
             raise Invalid("too_many_images", f"{option} is for {most:,} images; these are {count:,}", option)
-    _check_shape(shape, checkpoint)
+    _check_shape(shape, checkpoint, names)
     plan = {"checkpoint": checkpoint.id, "num_images": count}
     group, size = f"likelihood:{checkpoint.id}:{request.importance_samples}", count * request.importance_samples
     return _submit(service, _Planned("likelihood", request, plan, uses, count, group, size, images, names), terms)
@@ -129,7 +130,7 @@ def submit_sampling(
     checkpoint = service.checkpoints.resolve(request.model, terms.caller.sees)
     uses = [checkpoint.id]
     if request.between is not None or images is not None:
-        uses += _check_ends(service, request, images, checkpoint, terms.caller)
+        uses += _check_ends(service, request, images, names, checkpoint, terms.caller)
     plan = {"checkpoint": checkpoint.id, "num_images": count, "between_images_sent": images is not None}
     group = f"sampling:{checkpoint.id}"
     return _submit(service, _Planned("sampling", request, plan, uses, count, group, count, images, names), terms)
@@ -209,7 +210,12 @@ def _check_batch(training: TrainingConfig, dataset: Dataset) -> None:
 
 
 def _check_ends(
-    service: Service, request: SamplingRequest, images: np.ndarray | None, checkpoint: Checkpoint, caller: Caller
+    service: Service,
+    request: SamplingRequest,
+    images: np.ndarray | None,
+    names: Sequence[str],
+    checkpoint: Checkpoint,
+    caller: Caller,
 ) -> list[str]:
     """What an interpolation uses beside the checkpoint."""
     if request.num_samples < 2:
@@ -219,7 +225,7 @@ def _check_ends(
     if images is not None:
         if request.between is not None or len(images) != 2:
             raise Invalid("wrong_ends", "send two files, or name two images of a dataset", "files")
-        _check_shape(_shape(images), checkpoint)
+        _check_shape(_shape(images), checkpoint, names)
         return []
     assert request.between is not None
     dataset = service.datasets.get(request.between.dataset, caller.sees)
@@ -236,13 +242,18 @@ def _shape(images: np.ndarray) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint) -> None:
+def _check_shape(shape: tuple[int, int, int], checkpoint: Checkpoint, names: Sequence[str] = ()) -> None:
+    """`names` are of the files that came with the request, all of this shape."""
     if shape != checkpoint.model.image_shape:
         wanted, given = (
             f"{'grey' if channels == 1 else 'RGB'}, {width} wide and {height} high"
             for channels, height, width in (checkpoint.model.image_shape, shape)
         )
-        raise Invalid("wrong_image_shape", f"model {checkpoint.id} takes images that are {wanted}; these are {given}")
+        message = f"model {checkpoint.id} takes images that are {wanted}; these are {given}"
+        if not names:
+            raise Invalid("wrong_image_shape", message)
+        others = f" and {len(names) - 1:,} more" if names[1:] else ""
+        raise Invalid("wrong_image_shape", f"{shortened(names[0])}{others}: {message}", "files")
 
 
 def _most(of_key: int | None, of_service: int) -> int:

@@ -66,11 +66,12 @@ class Conditions:
         return start, end
 
     def check(self, request: Request, etag: str, size: int) -> None:
-        """Leaves of the request's range what Starlette's `FileResponse` sends as `part` says.
+        """Leaves of the request's range what Starlette's `FileResponse` sends as `part` says; of HEAD, which has none
+        (RFC 9110, 14.2), nothing.
 
         Raises `RangeNotSatisfiable`.
         """
-        if self.part(etag, size) is None:
+        if request.method == "HEAD" or self.part(etag, size) is None:
             request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
 
 
@@ -88,6 +89,7 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
     return ListOf[Artifact](**as_list(Page(shown, False)))
 
 
+@router.head("/{job_id}/artifacts/{name:path}", include_in_schema=False)
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
 def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard.
@@ -109,6 +111,8 @@ def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, condit
         conditions.check(request, etag, file.bytes)
         return FileResponse(service.store.path(job.artifacts, name), media_type=media_type, headers=headers)
     headers["Accept-Ranges"] = "bytes"
+    if request.method == "HEAD":  # nothing is fetched
+        return Response(media_type=media_type, headers=headers | {"Content-Length": str(file.bytes)})
     if part := conditions.part(etag, file.bytes):
         return _part(service, job.artifacts, name, *part, file.bytes, headers, media_type)
     if file.bytes <= _MOST_AT_ONCE:

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import zipfile
+from email.utils import formatdate
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from api.dependencies import CallerOf, CheckpointOf, ServiceOf
 from api.idempotency import Creation, CreationOf
 from api.routes.artifacts import FILE, ConditionsOf
 from api.schemas import After, Limit, ListOf, Order, as_list
-from api.uploads import Upload, received, saved
+from api.uploads import Upload, invalid_field, received, saved
 from flowpp.presets import PUBLISHED
 from worker.models import Checkpoint
 from worker.refusals import Invalid
@@ -63,7 +64,9 @@ async def upload(creation: CreationOf) -> Checkpoint:
 
 
 def _import(creation: Creation, sent: Upload) -> Checkpoint:
-    preset = sent.fields.get("preset", "")
+    if "preset" not in sent.fields:
+        raise invalid_field("preset", "Field required")
+    preset = sent.fields["preset"]
     if preset not in PUBLISHED:
         raise Invalid("unknown_preset", f"the authors published {', '.join(PUBLISHED)}, not {preset!r}", "preset")
     claim = creation.claim(dict(sent.fields), sent.files)
@@ -98,12 +101,14 @@ def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
     service.checkpoints.delete(checkpoint)
 
 
+@router.head("/{checkpoint_id}/download", include_in_schema=False)
 @router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
 def download(request: Request, checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""
     headers = {"ETag": f'"{checkpoint.id}"', "Cache-Control": "private, no-cache"}
     if conditions.is_known(headers["ETag"]):
         return Response(status_code=304, headers=headers)
+    headers["Last-Modified"] = formatdate(checkpoint.created_at, usegmt=True)  # not the zip's, which is made now
     directory = service.checkpoints.fetch(checkpoint)
     with tempfile.NamedTemporaryFile(prefix="flowpp-download-", suffix=".zip", delete=False) as file:
         path = Path(file.name)

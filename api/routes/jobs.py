@@ -22,8 +22,22 @@ LOG = "log.txt"
 
 _METADATA = "metadata["
 
+FILTER = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "required": False,
+            "style": "deepObject",
+            "explode": True,
+            "description": "Only jobs with these metadata, as `metadata[key]=value`.",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
 
-@router.get("")
+
+@router.get("", openapi_extra=FILTER)
 def list_jobs(
     request: Request,
     service: ServiceOf,

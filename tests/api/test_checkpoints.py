@@ -58,7 +58,8 @@ def test_a_file_that_does_not_fit_is_refused_with_what_is_missing_and_left_over(
 
 
 def test_a_preset_that_was_not_published_is_refused(http: httpx.Client) -> None:
-    for fields in ({"preset": "small"}, {}):
+    for fields, code in (({"preset": "small"}, "unknown_preset"), ({}, "invalid_request")):
         response = http.post("/v1/checkpoints", data=fields, files={"file": b"x"})
-        assert response.status_code == 422
+        assert (response.status_code, response.json()["code"]) == (422, code)
         assert response.json()["errors"][0]["path"] == "preset"
+    assert response.json()["detail"] == "preset: Field required"

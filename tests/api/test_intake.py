@@ -196,6 +196,14 @@ def test_a_bad_image_to_score_is_refused_and_leaves_nothing_behind(
     assert files_below(service.settings.data_directory) == before
 
 
+def test_of_several_images_the_one_that_is_wrong_is_named(http: httpx.Client, checkpoint: Checkpoint) -> None:
+    for wrong in (b"text", PNG[:-20], image_file(size=(16, 24))):
+        files = [("files", ("fine.png", PNG)), ("files", ("wrong.png", wrong))]
+        response = http.post("/v1/likelihood-jobs", data={"model": checkpoint.id}, files=files)
+        assert response.status_code == 422
+        assert response.json()["detail"].startswith("wrong.png: ")
+
+
 def test_an_image_of_another_size_than_the_models_is_refused_with_both_sizes(
     http: httpx.Client, service: Service, checkpoint: Checkpoint
 ) -> None:
@@ -205,6 +213,13 @@ def test_an_image_of_another_size_than_the_models_is_refused_with_both_sizes(
     assert (response.status_code, response.json()["code"]) == (422, "wrong_image_shape")
     assert "16 wide and 24 high" in response.json()["detail"]
     assert "32 wide and 32 high" in response.json()["detail"]
+    assert response.json()["detail"].startswith("a.png: ")
+    several = [("files", (name, image_file(size=(16, 24)))) for name in ("b.png", "c.png", "d.png")]
+    response = http.post("/v1/likelihood-jobs", data={"model": checkpoint.id}, files=several)
+    assert response.json()["detail"].startswith("b.png and 2 more: ")
+    assert response.json()["errors"][0]["path"] == "files"
+    ends = http.post("/v1/sampling-jobs", data={"model": checkpoint.id, "num_samples": 3}, files=several[:2])
+    assert ends.json()["detail"].startswith("b.png and 1 more: ")
     assert files_below(service.settings.data_directory) == before
 
 

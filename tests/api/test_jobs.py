@@ -1,9 +1,11 @@
 """Jobs over HTTP, as far as no worker is needed: submission, lists, events, and what is refused."""
 
+import hashlib
 import json
 import math
 import threading
 import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,44 @@ def test_lists_come_in_pages(http: httpx.Client, dataset: Dataset) -> None:
     assert [job["id"] for job in http.get("/v1/jobs", params={"order": "asc"}).json()["data"]] == ids
     assert http.get("/v1/jobs", params={"after": "job_nothing"}).status_code == 404
     assert http.get("/v1/jobs", params={"limit": 101}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["training-jobs", "webhooks", "sampling-jobs", "likelihood-jobs"])
+def test_json_that_is_not_said_to_be_json_is_refused(path: str, http: httpx.Client) -> None:
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/json"}):
+        response = http.post(f"/v1/{path}", content=b"{}", headers=headers)
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+        assert "application/json" in response.json()["detail"]
+    said = http.post(f"/v1/{path}", content=b"{}", headers={"Content-Type": "Application/JSON; charset=utf-8"})
+    assert said.json()["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "there_are"),
+    [
+        ("jobs?foo=bar&limit=3", "foo", "after, limit, order, type, status, metadata[key]"),
+        ("jobs?metadata=pty", "metadata", "metadata[key]"),
+        ("jobs?metadata[who=me", "metadata[who", "metadata[key]"),
+        ("jobs?limit[who]=me", "limit[who]", "metadata[key]"),
+        ("datasets?metadata[who]=me", "metadata[who]", "after, limit, order"),
+        ("jobs/job_nowhere?full=1", "full", "none"),
+        ("presets?name=tiny", "name", "none"),
+    ],
+)
+def test_a_query_parameter_that_is_not_there_is_refused_with_those_that_are(
+    http: httpx.Client, query: str, name: str, there_are: str
+) -> None:
+    response = http.get(f"/v1/{query}")
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert [each["path"] for each in response.json()["errors"]] == [name]
+    assert response.json()["detail"].endswith(there_are)
+
+
+def test_the_filter_by_metadata_is_in_the_openapi_document(http: httpx.Client) -> None:
+    parameters = http.get("/openapi.json").json()["paths"]["/v1/jobs"]["get"]["parameters"]
+    (metadata,) = [each for each in parameters if each["name"] == "metadata"]
+    assert (metadata["in"], metadata["style"]) == ("query", "deepObject")
+    assert metadata["schema"] == {"type": "object", "additionalProperties": {"type": "string"}}
 
 
 def test_jobs_are_found_by_type_status_and_metadata(
@@ -377,6 +417,11 @@ def test_artifacts_are_listed_and_served_with_type_etag_and_range(
     assert http.get(artifact["url"], headers={"If-None-Match": response.headers["etag"]}).status_code == 304
     part = http.get(artifact["url"], headers={"Range": "bytes=1-3"})
     assert (part.status_code, part.content) == (206, b"PNG")
+    head = http.head(artifact["url"], headers={"Range": "bytes=1-3"})
+    assert (head.status_code, head.content) == (200, b"")
+    for header in ("etag", "content-length", "content-type", "accept-ranges"):
+        assert head.headers[header] == response.headers[header]
+    assert "HEAD" in http.put(artifact["url"]).headers["allow"]
     for name in ("grid.jpg", "%2e%2e/manifest.json", "manifest.json", "..%2f..%2f..%2fetc%2fpasswd"):
         assert http.get(f"/v1/jobs/{job_id}/artifacts/{name}").status_code == 404
 
@@ -405,6 +450,10 @@ def test_parts_of_files_of_a_remote_store_are_served(
         far.store.put(f"jobs/{job.id}/output", tmp_path / "out")
         far.jobs.end(far.jobs.claim("inference", "worker-1")[0], "succeeded", artifacts=f"jobs/{job.id}/output")
         response = http.get(f"/v1/jobs/{job.id}/artifacts/grid.png", headers=wanted)
+        head = http.head(f"/v1/jobs/{job.id}/artifacts/grid.png", headers=wanted)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(PNG))
+    assert head.headers["etag"] == f'"{hashlib.sha256(PNG).hexdigest()}"'
     assert response.status_code == status
     if content is None:
         assert response.json()["code"] == "range_not_satisfiable"
@@ -440,6 +489,11 @@ def test_a_checkpoint_is_listed_and_downloaded_as_a_zip_that_loads(
     assert http.get(f"/v1/checkpoints/{checkpoint.id}").json()["model"]["filters"] == 8
     download = http.get(f"/v1/checkpoints/{checkpoint.id}/download")
     assert download.headers["content-type"] == "application/zip"
+    assert download.headers["last-modified"] == formatdate(checkpoint.created_at, usegmt=True)
+    head = http.head(f"/v1/checkpoints/{checkpoint.id}/download")
+    assert (head.status_code, head.content) == (200, b"")
+    for header in ("etag", "content-length", "last-modified"):
+        assert head.headers[header] == download.headers[header]
     zipfile.ZipFile(io.BytesIO(download.content)).extractall(tmp_path / "taken")
     assert FlowPP.load(tmp_path / "taken" / checkpoint.id).config == checkpoint.model
     assert http.get("/v1/checkpoints/ckpt_nothing/download").json()["code"] == "checkpoint_not_found"

@@ -215,6 +215,7 @@ def test_on_a_terminal_a_bar_shows_steps_speed_and_bits_per_dim(tmp_path: Path, 
     os.close(leader)
     for part in ("step 4/4", "images/s", "train ", "validation "):
         assert part in shown
+    assert re.search(r"\d:\d\d elapsed, +[-\d:]+ left", shown)
 
 
 COMMANDS = ("train", "likelihood", "gradient", "sample", "interpolate", "import", "encode", "decode")

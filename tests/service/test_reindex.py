@@ -280,3 +280,29 @@ def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
     assert [attempt["status"] for attempt in attempts] == ["stopped", "succeeded"]
     assert "goes on from step" in alice.http.get(f"/v1/jobs/{running['id']}/logs").text
     assert alice.is_now(waiting, "succeeded", "failed")["status"] == "succeeded"
+
+
+@pytest.mark.timeout(300)
+def test_a_job_that_a_clean_stop_put_back_is_told_so_after_redis_was_lost(
+    start: Callable[[], Stack], visit: Visit, images: np.ndarray
+) -> None:
+    stack = start()
+    alice = visit(stack, key(stack.data, "alice", "submit"))
+    dataset = alice.dataset(images)
+    running = alice.job("training", dataset=dataset["id"], model=TINY, training={"steps": ENDLESS})
+    alice.is_now(running, "running")
+    stack.stop()
+    with (
+        RedisServer(stack.data / "redis") as server,
+        Service(Settings(redis_url=server.url, data_directory=stack.data)) as service,
+    ):
+        before = service.events.page(running["id"], limit=1000).data
+        assert before[-1].data["status"] == "queued"
+        assert service.redis.zcard("flowpp:changed") == 0
+    lose_redis(stack.data)
+    assert flowpp("reindex", "--data", stack.data).returncode == 0
+    with (
+        RedisServer(stack.data / "redis") as server,
+        Service(Settings(redis_url=server.url, data_directory=stack.data)) as service,
+    ):
+        assert service.events.page(running["id"], limit=1000).data == before

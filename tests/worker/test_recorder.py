@@ -4,12 +4,15 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.worker.conftest import Submit
 from worker.jobs import Progress
 from worker.recorder import Recorder, place
+from worker.redis_server import RedisServer
 from worker.service import Service
 
 
@@ -152,3 +155,41 @@ def test_many_recorders_store_each_change(service: Service, submit: Submit) -> N
         assert statuses(service, job.id)[-1] == "cancelled"
         (changed,) = service.redis.hmget(f"flowpp:job:{job.id}", "changed")
         assert service.store.manifest(place(job.id, changed))
+
+
+def test_what_changed_last_is_stored_before_a_recorder_ends(service: Service, submit: Submit) -> None:
+    with Recorder(service, leave_seconds=60):
+        job = submit("sampling")
+        service.jobs.cancel(job.id)
+    assert statuses(service, job.id) == ["queued", "cancelled"]
+    assert service.redis.zcard("flowpp:changed") == 0
+
+
+def test_a_recorder_ends_in_time_where_the_store_does_not_answer(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("worker.recorder.LAST_SECONDS", 0.2)
+    monkeypatch.setattr(service.store, "put_record", lambda *_: answers.wait(60))
+    with Recorder(service, leave_seconds=60) as recorder:
+        submit()
+        start = time.monotonic()
+    assert time.monotonic() - start < 5
+    answers.set()
+    recorder._thread.join()
+
+
+def test_a_recorder_ends_where_the_store_or_redis_is_away(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(service.store, "put_record", fails)
+    with Recorder(service):
+        submit()
+    assert service.redis.zcard("flowpp:changed") == 1, "it is left to the next"
+    with RedisServer(tmp_path / "redis") as server, ExitStack() as ends:
+        away = ends.enter_context(Service(service.settings.model_copy(update={"redis_url": server.url})))
+        ends.enter_context(Recorder(away))
+        server.stop()
