@@ -20,7 +20,8 @@ from flowpp.data import ImageSet, content_sha256, encode_png
 from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
 from flowpp.published import entries
-from flowpp.run_directory import RunDirectory, find_checkpoint
+from flowpp.recording import Recorder
+from flowpp.run_directory import Result, RunDirectory, find_checkpoint
 
 COMMAND = (sys.executable, "-m", "flowpp")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -180,7 +181,8 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert result["status"] == "stopped"
     assert result["step"] == RunDirectory(directory).read_metrics()[-1]["step"] > 0
     assert result["last_checkpoint"] == f"step-{result['step']:08d}"
-    assert f"stopped at step {result['step']}" in sentence.decode()
+    assert f"stopped at step {result['step']}; the last checkpoint is step-" in sentence.decode()
+    assert "starts at the first step, with new weights" in sentence.decode()
 
     again = subprocess.Popen([*COMMAND, "train", directory], env=ENVIRONMENT, stdout=subprocess.PIPE)
     assert again.stdout is not None
@@ -190,6 +192,11 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert again.returncode == 0
     steps = [row["step"] for row in RunDirectory(directory).read_metrics()]
     assert steps == list(range(1, read_result(directory)["step"] + 1))
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_says_so() -> None:
+    stopped = Recorder(result=Result(status="stopped", step=0))
+    assert stopped.sentence == "stopped at step 0; there is no checkpoint yet"
 
 
 def test_a_full_disk_under_its_output_does_not_end_a_run(tmp_path: Path, images_file: Path) -> None:
