@@ -39,9 +39,7 @@ def couple_backward(
     shape = _checked_shape(h, components, x2, grad_y, grad_terms)
     x, h = x2.flatten(2), h.flatten(2)
     grad_x, grad_h = torch.empty_like(x), torch.empty_like(h)
-    _launch(
-        _kernels().couple_backward, (grad_y.flatten(2), grad_terms.flatten(2), x, h, grad_x, grad_h), x, components
-    )
+    _launch(_kernels().couple_backward, (grad_y.flatten(2), grad_terms.flatten(2), x, h, grad_x, grad_h), x, components)
     return grad_x.unflatten(2, shape), grad_h.unflatten(2, shape)
 
 
@@ -55,20 +53,23 @@ def uncouple(y2: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     y, h = y2.flatten(2), h.flatten(2)
     x, terms = torch.empty_like(y), torch.empty_like(y)
     limits = {"EPSILON": torch.finfo(y.dtype).eps, "MOST_EVALUATIONS": _most_evaluations(y.dtype)}
-    # A program goes on until its slowest row rests: one warp, so that few rows wait and none for another warp.
+    # A program goes on until its slowest row rests: one warp, so that few wait.
     _launch(_kernels().uncouple, (y, h, x, terms), y, components, warps=1, **limits)
     return x.unflatten(2, shape), terms.unflatten(2, shape)
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, components: int, warps: int = 4, **limits: Any) -> None:
+def _launch(
+    kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, components: int, warps: int = 4, **limits: Any
+) -> None:
     """Runs `kernel` over all rows and channels of x [B, C, P].
 
-    A thread holds 32 bytes of each K-wide number: 8 in float32, and the dozen of them that the gradient has alive
-    fit its registers.
+    A thread holds 16 bytes of each K-wide number: the widest load there is, and of the dozen that the gradient has
+    alive at once all stay in registers, with room for enough other warps to hide what memory takes (compiled for
+    sm_90: 88 registers at K = 32; with twice as much a thread, 183).
     """
     images, channels, positions = x.shape
     columns = 1 << (components - 1).bit_length()
-    rows = max(1, warps * 32 * 32 // x.element_size() // columns)
+    rows = max(1, warps * 32 * 16 // x.element_size() // columns)
     blocks = -(-images * positions // rows)
     arguments = [argument for tensor in tensors for argument in (tensor, tensor.stride())]
     with torch.cuda.device_of(x):  # Triton launches on the current device

@@ -33,7 +33,7 @@ def couple(
     h += _place(h_strides, image, channel * (2 + 3 * K), position)
     y += _place(y_strides, image, channel, position)
     terms += _place(terms_strides, image, channel, position)
-    log_scale, shift = _affine(h, h_strides[1], real)
+    log_scale, shift = _tanh(tl.load(h, real, 0)), tl.load(h + h_strides[1], real, 0)
     log_weights, means, log_scales = _mixture(h, h_strides[1], real, K, COLUMNS)
     log_scales = _floored(log_scales)
 
@@ -56,7 +56,8 @@ def couple_backward(
     h += _place(h_strides, image, channel * (2 + 3 * K), position)
     grad_x += _place(grad_x_strides, image, channel, position)
     grad_h += _place(grad_h_strides, image, channel * (2 + 3 * K), position)
-    log_scale, _ = _affine(h, h_strides[1], real)
+    a = tl.load(h, real, 0)
+    log_scale = _tanh(a)
     log_weights, means, log_scales = _mixture(h, h_strides[1], real, K, COLUMNS)
 
     inverse_scales = tl.exp(-_floored(log_scales))
@@ -73,7 +74,9 @@ def couple_backward(
     grad_y, grad_log_derivative = tl.load(grad_y, real, 0), tl.load(grad_terms, real, 0)
     grad_u = grad_y * tl.exp(log_scale)
     grad_log_scale = grad_u * (log_cdf - log_survival) + grad_log_derivative
-    _store_affine(grad_h, grad_h_strides[1], real, h, h_strides[1], grad_log_scale, grad_y)
+    # the derivative of tanh; 1 - tanh^2 would lose what is left of it far out
+    tl.store(grad_h, grad_log_scale * 4 * tl.sigmoid(2 * a) * tl.sigmoid(-2 * a), real)
+    tl.store(grad_h + grad_h_strides[1], grad_y, real)
 
     grad_below = (grad_u - grad_log_derivative)[:, None] * below
     grad_above = (grad_u + grad_log_derivative)[:, None] * above
@@ -104,7 +107,7 @@ def uncouple(
     h += _place(h_strides, image, channel * (2 + 3 * K), position)
     x_place = x + _place(x_strides, image, channel, position)
     terms += _place(terms_strides, image, channel, position)
-    log_scale, shift = _affine(h, h_strides[1], real)
+    log_scale, shift = _tanh(tl.load(h, real, 0)), tl.load(h + h_strides[1], real, 0)
     log_weights, means, log_scales = _mixture(h, h_strides[1], real, K, COLUMNS)
     log_scales = _floored(log_scales)
     inverse_scales = tl.exp(-log_scales)
@@ -157,19 +160,8 @@ def _place(strides, image, channel, position):
 
 
 @triton.jit
-def _affine(h, stride, real):
-    """(tanh a, b), [R] each."""
-    a, b = tl.load(h, real, 0), tl.load(h + stride, real, 0)
-    return 2 * tl.sigmoid(2 * a) - 1, b
-
-
-@triton.jit
-def _store_affine(grad_h, grad_stride, real, h, stride, grad_log_scale, grad_shift):
-    a = tl.load(h, real, 0)
-    # the derivative of tanh; 1 - tanh^2 would lose what is left of it far out
-    slope = 4 * tl.sigmoid(2 * a) * tl.sigmoid(-2 * a)
-    tl.store(grad_h, grad_log_scale * slope, real)
-    tl.store(grad_h + grad_stride, grad_shift, real)
+def _tanh(a):
+    return 2 * tl.sigmoid(2 * a) - 1
 
 
 @triton.jit
