@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
 # What torch pulls in on a machine with a GPU. They come with the torch that requirements-torch.txt resolves to
-# (on a CPU build: none), so they must not be in the lock.
+# (on a CPU build: none but Triton, which that file names itself), so they must not be in the lock.
 TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \

@@ -23,7 +23,7 @@ FLOOR = tl.constexpr(LOG_SCALE_FLOOR)
 FREE_EVALUATIONS = tl.constexpr(_FREE_EVALUATIONS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def couple(
     x, x_strides, h, h_strides, y, y_strides, terms, terms_strides,
     B, C, P, K: tl.constexpr, R: tl.constexpr, COLUMNS: tl.constexpr,
@@ -43,7 +43,7 @@ def couple(
     tl.store(terms, log_derivative + log_scale, real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def couple_backward(
     grad_y, grad_y_strides, grad_terms, grad_terms_strides, x, x_strides, h, h_strides,
     grad_x, grad_x_strides, grad_h, grad_h_strides,
@@ -95,7 +95,7 @@ def couple_backward(
     tl.store(grad_x, -tl.sum(tl.where(k < K, grad_means, 0), 1), real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def uncouple(
     y, y_strides, h, h_strides, x, x_strides, terms, terms_strides,
     B, C, P, EPSILON: tl.constexpr, MOST_EVALUATIONS: tl.constexpr,
