@@ -122,14 +122,13 @@ def uncouple(
     tolerance = 4 * EPSILON * (1 + tl.abs(u))
     step = high - low
     before = step
-    log_derivative = tl.zeros_like(u)
+    slope = tl.zeros_like(u)  # the logarithm of it
     moving = real
     n = 0
     any_moving = 1
     while any_moving > 0:
         n += 1
         reached, slope = _evaluate(x, log_weights, means, log_scales, inverse_scales)
-        log_derivative = tl.where(moving, slope, log_derivative)
         error = reached - u
         low = tl.where(error <= 0, x, low)
         high = tl.where(error >= 0, x, high)
@@ -143,7 +142,7 @@ def uncouple(
         x = tl.where(moving, x - step, x)
         any_moving = tl.max((moving & (n < MOST_EVALUATIONS)).to(tl.int32), 0)
     tl.store(x_place, x, real)
-    tl.store(terms, -log_derivative - log_scale, real)
+    tl.store(terms, -slope - log_scale, real)
 
 
 @triton.jit
