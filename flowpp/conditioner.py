@@ -4,11 +4,13 @@ Axes: B batch, F filters, H height, W width; feature maps are [B, F, H, W] in ch
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, elu, glu, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import conv2d, dropout, elu, glu, layer_norm, scaled_dot_product_attention
 
+from flowpp import fused
 from flowpp.config import Attention
 from flowpp.initialization import DataDependent, normal
 
@@ -33,6 +35,11 @@ class Layers:
     weight_norm: bool
     norm: bool = True
 
+    @property
+    def kind(self) -> dict[str, bool]:
+        """Of their convolutions."""
+        return {"weight_norm": self.weight_norm}
+
 
 class Precision:
     """Of a network's inner layers: that of its input, or bfloat16 where so set."""
@@ -56,7 +63,8 @@ class Convolution(DataDependent):
         self, channels: int, filters: int, kernel: int, init_scale: float = 1.0, *, weight_norm: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(normal(0.05, filters, channels, kernel, kernel))
+        weight = normal(0.05, filters, channels, kernel, kernel)
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as its input, or it is copied
         self.gain = nn.Parameter(torch.ones(filters)) if weight_norm else None
         self.bias = nn.Parameter(torch.zeros(filters))
         self.init_scale = init_scale
@@ -75,54 +83,73 @@ class Convolution(DataDependent):
         self.initialize_from(x)
         return self._convolve(x)
 
+    def filter(self) -> Tensor:
+        """The weight [filters, channels, k, k] that it convolves with."""
+        if self.gain is None:
+            return self.weight
+        return self.weight * (self.gain / self.weight.flatten(1).norm(dim=1))[:, None, None, None]
+
     def _convolve(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if self.gain is not None:
-            weight = weight * (self.gain / weight.flatten(1).norm(dim=1))[:, None, None, None]
-        return conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
+        return conv2d(x, self.filter(), self.bias, padding=self.weight.shape[-1] // 2)
 
 
-class LayerNorm(nn.Module):
-    """Normalizes over the channels at each position, eps 1e-5, with a gain and a bias a channel."""
+class EluConvolution(Convolution, fused.Fusing):
+    """conv(dropout(concat_elu(x))): [B, F, H, W] -> [B, filters, H, W], of 2F channels within."""
 
-    def __init__(self, filters: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(filters))
-        self.bias = nn.Parameter(torch.zeros(filters))
+    def __init__(self, channels: int, filters: int, kernel: int, *, dropout: float = 0.0, **kind: Any) -> None:
+        super().__init__(2 * channels, filters, kernel, **kind)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fuses(x) and not self._initializing:
+            return fused.elu_convolution(x, self.filter(), self.bias, self.dropout if self.training else 0.0)
+        return super().forward(dropout(concat_elu(x), self.dropout, self.training))
+
+
+class GateNorm(nn.Module, fused.Fusing):
+    """x + gate(gates), of gates [B, 2F, H, W], normalized over the channels at each position where `norm` says so.
+
+    gate(h) = first half of h's channels * sigmoid(second half). The layer norm has eps 1e-5, a gain and a bias a
+    channel.
+    """
+
+    def __init__(self, filters: int, *, norm: bool) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(filters)) if norm else None
+        self.bias = nn.Parameter(torch.zeros(filters)) if norm else None
+
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+        if self.fuses(x):
+            return fused.gate_norm(x, gates, self.gain, self.bias)
+        x = x + glu(gates, dim=1)
+        if self.gain is None:
+            return x
         x = x.permute(0, 2, 3, 1)
         return layer_norm(x, x.shape[-1:], self.gain, self.bias, eps=1e-5).permute(0, 3, 1, 2)
 
 
 class GatedConvolution(nn.Module):
-    """x + gate(conv(dropout(concat_elu(conv3x3(concat_elu(x)) + conv1x1(concat_elu(context)))))).
-
-    gate(h) = first half of h's channels * sigmoid(second half).
-    """
+    """The gates [B, 2F, H, W] conv(dropout(concat_elu(conv3x3(concat_elu(x)) + conv1x1(concat_elu(context)))))."""
 
     def __init__(self, layers: Layers, context_filters: int, gate_kernel: int) -> None:
         super().__init__()
-        filters, weight_norm = layers.filters, layers.weight_norm
-        self.proj_in = Convolution(2 * filters, filters, kernel=3, weight_norm=weight_norm)
-        self.proj_context = (
-            Convolution(2 * context_filters, filters, kernel=1, weight_norm=weight_norm) if context_filters else None
-        )
-        self.dropout = nn.Dropout(layers.dropout)
-        self.proj_gate = Convolution(
-            2 * filters, 2 * filters, kernel=gate_kernel, init_scale=0.1, weight_norm=weight_norm
+        filters, kind = layers.filters, layers.kind
+        self.proj_in = EluConvolution(filters, filters, kernel=3, **kind)
+        self.proj_context = EluConvolution(context_filters, filters, kernel=1, **kind) if context_filters else None
+        self.proj_gate = EluConvolution(
+            filters, 2 * filters, kernel=gate_kernel, init_scale=0.1, dropout=layers.dropout, **kind
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = self.proj_in(concat_elu(x))
+        h = self.proj_in(x)
         if self.proj_context is not None:
             assert context is not None
-            h = h + self.proj_context(concat_elu(context))
-        return x + glu(self.proj_gate(self.dropout(concat_elu(h))), dim=1)
+            h = h + self.proj_context(context)
+        return self.proj_gate(h)
 
 
-class GatedAttention(nn.Module):
-    """x + gate(conv1x1(dropout(attention(conv1x1(x + position))))), over all H W positions, without mask.
+class GatedAttention(nn.Module, fused.Fusing):
+    """The gates [B, 2F, H, W] conv1x1(dropout(attention(conv1x1(x + position)))), over all positions, without mask.
 
     qkv channels are ordered (q, k, v), then heads, then features. In the ablation the 3F channels are read as
     (F, 3), filter-major, and their maximum over the 3 takes attention's place.
@@ -130,17 +157,20 @@ class GatedAttention(nn.Module):
 
     def __init__(self, layers: Layers) -> None:
         super().__init__()
-        filters, weight_norm = layers.filters, layers.weight_norm
-        self.proj_in = Convolution(filters, 3 * filters, kernel=1, weight_norm=weight_norm)
-        self.dropout = nn.Dropout(layers.dropout)
-        self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1, weight_norm=weight_norm)
+        filters = layers.filters
+        self.proj_in = Convolution(filters, 3 * filters, kernel=1, **layers.kind)
+        self.dropout = layers.dropout
+        self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1, **layers.kind)
         self.heads = layers.heads
         self.softmax = layers.attention == "softmax"
+        self.has_kernel = self.softmax and filters // self.heads in fused.HEAD_SIZES
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         h = self.proj_in(x + position)
+        if self.has_kernel and self.fuses(x):
+            return self.proj_gate(fused.attention(h, self.heads, self.dropout if self.training else 0.0))
         h = self._attend(h) if self.softmax else h.unflatten(1, (-1, 3)).amax(2)
-        return x + glu(self.proj_gate(self.dropout(h)), dim=1)
+        return self.proj_gate(dropout(h, self.dropout, self.training))
 
     def _attend(self, h: Tensor) -> Tensor:
         height = h.shape[2]
@@ -151,21 +181,21 @@ class GatedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Gated convolution, layer norm, gated attention, layer norm; of them those that `layers` has."""
+    """x plus a gated convolution, normalized, plus gated attention, normalized; of them those that `layers` has."""
 
     def __init__(self, layers: Layers, *, context_filters: int = 0, gate_kernel: int = 1) -> None:
         super().__init__()
         self.convolution = GatedConvolution(layers, context_filters, gate_kernel)
-        self.norm1 = LayerNorm(layers.filters) if layers.norm else nn.Identity()
+        self.norm1 = GateNorm(layers.filters, norm=layers.norm)
         self.attention = GatedAttention(layers) if layers.attention != "none" else None
-        self.norm2 = LayerNorm(layers.filters) if layers.attention != "none" else nn.Identity()
+        self.norm2 = GateNorm(layers.filters, norm=True) if layers.attention != "none" else None
 
     def forward(self, x: Tensor, position: Tensor | None, context: Tensor | None = None) -> Tensor:
-        x = self.norm1(self.convolution(x, context))
-        if self.attention is not None:
+        x = self.norm1(x, self.convolution(x, context))
+        if self.attention is not None and self.norm2 is not None:
             assert position is not None
-            x = self.attention(x, position)
-        return self.norm2(x)
+            x = self.norm2(x, self.attention(x, position))
+        return x
 
 
 class Conditioner(nn.Module):
@@ -192,15 +222,13 @@ class Conditioner(nn.Module):
         self.position = nn.Parameter(normal(0.01, filters, height, width), layers.attention != "none")
         self.proj_in = Convolution(channels, filters, kernel=3, weight_norm=weight_norm)
         self.blocks = nn.ModuleList(Block(layers, context_filters=context_filters) for _ in range(blocks))
-        self.output_elu = output_elu
         self.precision = Precision()
-        inputs = 2 * filters if output_elu else filters
-        self.proj_out = Convolution(inputs, outputs, kernel=3, init_scale=0.1, weight_norm=weight_norm)
+        last = EluConvolution if output_elu else Convolution
+        self.proj_out = last(filters, outputs, kernel=3, init_scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with self.precision.reduced(x):
             h = self.proj_in(x.contiguous(memory_format=torch.channels_last))
             for block in self.blocks:
                 h = block(h, self.position, context)
-        h = h.to(x.dtype)
-        return self.proj_out(concat_elu(h) if self.output_elu else h)
+        return self.proj_out(h.to(x.dtype))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flowpp.logistic import mixture_logit, mixture_logit_inverse
+from flowpp import fused
+from flowpp.logistic import evaluation_limits, mixture_logit, mixture_logit_inverse
 from flowpp.transforms import Transform, sum_dimensions
 
 
@@ -59,7 +60,7 @@ class AffineCoupling(Coupling):
         return a.tanh(), b
 
 
-class MixtureCoupling(Coupling):
+class MixtureCoupling(Coupling, fused.Fusing):
     """(x1, x2) -> (x1, logit(F(x2)) exp(tanh a) + b), where x1 sets a, b and the mixture of logistics with
     CDF F (Flow++ eq. 16).
 
@@ -76,19 +77,28 @@ class MixtureCoupling(Coupling):
 
     def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
-        log_scale, shift, mixture = self._condition(x1, context)
+        h = self.conditioner(x1, context)
+        if self.fuses(x):
+            y2, terms = fused.couple(x2, h, self.components)
+            return torch.cat([x1, y2], dim=1), terms
+        log_scale, shift, mixture = self._split(h)
         u, log_derivative = mixture_logit(x2, *mixture, dim=self.COMPONENT_DIM)
         return torch.cat([x1, u * log_scale.exp() + shift], dim=1), log_derivative + log_scale
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y1, y2 = y.chunk(2, dim=1)
-        log_scale, shift, mixture = self._condition(y1, context)
+        h = self.conditioner(y1, context)
+        if self.fuses(y) and not (torch.is_grad_enabled() and (h.requires_grad or y2.requires_grad)):
+            x2, terms = fused.uncouple(y2, h, self.components, evaluation_limits(y.dtype))
+            return torch.cat([y1, x2], dim=1), sum_dimensions(terms)
+        log_scale, shift, mixture = self._split(h)
         u = (y2 - shift) * (-log_scale).exp()
         x2, log_derivative = mixture_logit_inverse(u, *mixture, dim=self.COMPONENT_DIM)
         return torch.cat([y1, x2], dim=1), sum_dimensions(log_derivative - log_scale)
 
-    def _condition(self, x1: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        h = self.conditioner(x1, context).unflatten(1, (x1.shape[1], -1)).contiguous()  # [B, C, 2 + 3K, H, W]
+    def _split(self, h: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """tanh a and b [B, C, H, W], and the mixture's parameters [B, C, K, H, W] each."""
         k = self.components
-        a, b, logits, means, log_scales = h.split([1, 1, k, k, k], dim=2)
+        parameters = h.unflatten(1, (-1, 2 + 3 * k)).contiguous()
+        a, b, logits, means, log_scales = parameters.split([1, 1, k, k, k], dim=2)
         return a.squeeze(2).tanh(), b.squeeze(2), (logits, means, log_scales)

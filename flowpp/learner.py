@@ -222,7 +222,7 @@ def _optimizer(model: FlowPP, weight_decay: float) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p in decaying], "weight_decay": weight_decay},
         {"params": [p for p in model.parameters() if p not in decaying], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 class _BitsPerDim(nn.Module):

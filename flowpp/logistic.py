@@ -191,6 +191,11 @@ def solve(u: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor, dim: int
 _FREE_EVALUATIONS = 24
 
 
+def evaluation_limits(dtype: torch.dtype) -> tuple[int, int]:
+    """Evaluations of `solve` until every other step is a bisection, and the most there can be."""
+    return _FREE_EVALUATIONS, _most_evaluations(dtype)
+
+
 def _most_evaluations(dtype: torch.dtype) -> int:
     """Halvings from the greatest to the smallest positive number, two evaluations each, after the free ones."""
     info = torch.finfo(dtype)

@@ -1,0 +1,202 @@
+// The entry points: plain C over pointers and strides in elements, of one dtype, Real: the library is built for float
+// and, where something asks for it, for double.
+//
+// Threads are those of PyTorch: compiled for OpenMP but linked without its runtime, so that the symbols are found in the
+// one that PyTorch has loaded, and torch.set_num_threads holds here, too. Work is divided the same way each time.
+#include "attention.h"
+#include "gates.h"
+#include "mixture.h"
+
+typedef FLOWPP_REAL Real;
+typedef Field<Real> F;
+typedef V<Real> W;
+
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
+
+constexpr int64_t WORTH_A_THREAD = 1 << 14;  // elements
+
+// How PyTorch tensors [batch, channels, positions] come in: a pointer and three strides.
+F field(Real* data, const int64_t* strides) { return {data, strides[0], strides[1], strides[2]}; }
+
+// The gradients of y and of the terms become those of the parameters (into the tile) and of x.
+W coupling_gradients(Mixture<Real>& mixture, W x, W grad_y, W grad_terms) {
+    W bent = tanh(mixture.a), scale = exp(bent), u;
+    W grad_x = mixture.gradients(x, grad_y * scale, grad_terms, u);
+    mixture.tile[0] = (grad_y * u * scale + grad_terms) * (1 - bent * bent);
+    mixture.tile[1] = grad_y;
+    return grad_x;
+}
+
+// `shape` is batch, channels, positions, components. Calls body(mixture, b, c, p, n) for n positions from p on, as many as there are lanes.
+template <class Body> void each_block(const int64_t* shape, Body body) {
+    const int64_t batch = shape[0], channels = shape[1], positions = shape[2], components = shape[3];
+    const int64_t blocks = (positions + LANES<Real> - 1) / LANES<Real>, units = batch * blocks;
+#pragma omp parallel if (batch * channels * positions * components > WORTH_A_THREAD)
+    {
+        Mixture<Real> mixture(components);
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < units; unit++) {
+            const int64_t b = unit / blocks, p = unit % blocks * LANES<Real>, n = std::min<int64_t>(LANES<Real>, positions - p);
+            for (int64_t c = 0; c < channels; c++) body(mixture, b, c, p, n);
+        }
+    }
+}
+
+extern "C" void couple(const int64_t* shape, Real* x_, const int64_t* xs, Real* h_, const int64_t* hs, Real* y_, const int64_t* ys,
+                       Real* terms_, const int64_t* ts) {
+    const F x = field(x_, xs), h = field(h_, hs), y = field(y_, ys), terms = field(terms_, ts);
+    each_block(shape, [=](Mixture<Real>& mixture, int64_t b, int64_t c, int64_t p, int64_t n) {
+        mixture.read(h, b, c, p, n);
+        W u, log_derivative, bent = tanh(mixture.a);
+        mixture.logit(x.read(b, c, p, n), u, log_derivative);
+        y.write(b, c, p, n, u * exp(bent) + mixture.b);
+        terms.write(b, c, p, n, log_derivative + bent);
+    });
+}
+
+extern "C" void couple_backward(const int64_t* shape, Real* grad_y_, const int64_t* gys, Real* grad_terms_, const int64_t* gts, Real* x_,
+                                const int64_t* xs, Real* h_, const int64_t* hs, Real* grad_x_, const int64_t* gxs, Real* grad_h_,
+                                const int64_t* ghs) {
+    const F grad_y = field(grad_y_, gys), grad_terms = field(grad_terms_, gts), x = field(x_, xs), h = field(h_, hs);
+    const F grad_x = field(grad_x_, gxs), grad_h = field(grad_h_, ghs);
+    each_block(shape, [=](Mixture<Real>& mixture, int64_t b, int64_t c, int64_t p, int64_t n) {
+        mixture.read(h, b, c, p, n);
+        W grad = coupling_gradients(mixture, x.read(b, c, p, n), grad_y.read(b, c, p, n), grad_terms.read(b, c, p, n));
+        grad_x.write(b, c, p, n, grad);
+        mixture.write(grad_h, b, c, p, n);
+    });
+}
+
+// `limits`: evaluations until every other step is a bisection, and the most there can be.
+extern "C" void uncouple(const int64_t* shape, const int64_t* limits, Real* y_, const int64_t* ys, Real* h_, const int64_t* hs, Real* x_,
+                         const int64_t* xs, Real* terms_, const int64_t* ts) {
+    const F y = field(y_, ys), h = field(h_, hs), x = field(x_, xs), terms = field(terms_, ts);
+    const int free = limits[0], most = limits[1];
+    each_block(shape, [=](Mixture<Real>& mixture, int64_t b, int64_t c, int64_t p, int64_t n) {
+        mixture.read(h, b, c, p, n);
+        W bent = tanh(mixture.a), found, log_derivative;
+        W u = (y.read(b, c, p, n) - mixture.b) * exp(-bent);
+        mixture.solve(u, free, most, found, log_derivative);
+        x.write(b, c, p, n, found);
+        terms.write(b, c, p, n, -log_derivative - bent);
+    });
+}
+
+// Rows in equal parts to the threads: body(thread, first, last).
+template <class Body> void each_part(int64_t rows, int64_t width, Body body) {
+#pragma omp parallel if (rows * width > WORTH_A_THREAD)
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        body(thread, rows * thread / threads, rows * (thread + 1) / threads);
+    }
+}
+
+// Calls body with std::true_type where rows of F fill the lanes each time, which spares every load a question.
+template <class Body> void by_width(int64_t filters, Body body) {
+    filters % LANES<Real> ? body(std::false_type{}) : body(std::true_type{});
+}
+
+extern "C" void concat_elu_forward(int64_t rows, int64_t filters, const Real* x, uint64_t seed, double probability, Real* out) {
+    const Dropout dropout(seed, probability);
+    each_part(rows, filters, [=](int64_t, int64_t first, int64_t last) {
+        by_width(filters, [=](auto whole) { concat_elu<whole>(x, first, last, filters, dropout, out); });
+    });
+}
+
+extern "C" void concat_elu_backward(int64_t rows, int64_t filters, const Real* grad, const Real* x, uint64_t seed, double probability,
+                                    Real* grad_x) {
+    const Dropout dropout(seed, probability);
+    each_part(rows, filters, [=](int64_t, int64_t first, int64_t last) {
+        by_width(filters, [=](auto whole) { concat_elu_backward<whole>(grad, x, first, last, filters, dropout, grad_x); });
+    });
+}
+
+extern "C" void gate_norm_forward(int64_t rows, int64_t filters, const Real* x, const Real* gates, const Real* gain, const Real* bias,
+                                  Real* out) {
+    each_part(rows, filters, [=](int64_t, int64_t first, int64_t last) {
+        std::vector<Real> kept(2 * filters);
+        by_width(filters, [&](auto whole) { gate_norm<whole>(x, gates, gain, bias, first, last, filters, kept.data(), out); });
+    });
+}
+
+// The gradients of gain and bias are sums of a thread each, [threads, F].
+extern "C" void gate_norm_backward(int64_t rows, int64_t filters, const Real* grad, const Real* x, const Real* gates, const Real* gain,
+                                   Real* grad_x, Real* grad_gates, Real* grad_gain, Real* grad_bias) {
+    each_part(rows, filters, [=](int64_t thread, int64_t first, int64_t last) {
+        std::vector<Real> kept(2 * filters);
+        by_width(filters, [&](auto whole) {
+            gate_norm_backward<whole>(grad, x, gates, gain, first, last, filters, kept.data(), grad_x, grad_gates,
+                                      grad_gain + thread * filters, grad_bias + thread * filters);
+        });
+    });
+}
+
+// `shape` is batch, length, heads. qkv rows hold q, k and v, heads x D each; out rows heads x D. One unit a head.
+template <int D>
+void attention(const int64_t* shape, const Real* qkv, Dropout dropout, Real* out, Real* lse) {
+    const int64_t batch = shape[0], length = shape[1], heads = shape[2], width = heads * D;
+#pragma omp parallel for schedule(static) if (batch * length * width > WORTH_A_THREAD)
+    for (int64_t unit = 0; unit < batch * heads; unit++) {
+        const int64_t image = unit / heads, head = unit % heads;
+        const Real* q = qkv + image * length * 3 * width + head * D;
+        Real* to = out + image * length * width + head * D;
+        attend<Real, D>(q, q + width, q + 2 * width, length, 3 * width, to, width, lse + unit * length);
+        if (!dropout.threshold) continue;
+        for (int64_t row = 0; row < length; row++)
+            for (int64_t d = 0; d < D; d += LANES<Real>) {
+                const int64_t place = (to - out) + row * width + d, n = std::min<int64_t>(LANES<Real>, D - d);
+                store<Real>(out + place, load<Real>(out + place, n) * dropout.factors<Real>(place), n);
+            }
+    }
+}
+
+template <int D>
+void attention_backward(const int64_t* shape, const Real* grad, const Real* qkv, const Real* out, const Real* lse, Dropout dropout, Real* grad_qkv) {
+    const int64_t batch = shape[0], length = shape[1], heads = shape[2], width = heads * D;
+#pragma omp parallel if (batch * length * width > WORTH_A_THREAD)
+    {
+        std::vector<Real> delta(length), undropped(length * D);
+        std::vector<W> sums((length + LANES<Real> - 1) / LANES<Real> * D);
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < batch * heads; unit++) {
+            const int64_t image = unit / heads, head = unit % heads, start = image * length * width + head * D;
+            const int64_t place = image * length * 3 * width + head * D;
+            for (int64_t row = 0; row < length; row++) {
+                delta[row] = 0;  // of what was dropped the product is zero either way
+                for (int64_t d = 0; d < D; d++) delta[row] += grad[start + row * width + d] * out[start + row * width + d];
+                for (int64_t d = 0; d < D; d += LANES<Real>) {
+                    const int64_t from = start + row * width + d, n = std::min<int64_t>(LANES<Real>, D - d);
+                    store<Real>(undropped.data() + row * D + d, load<Real>(grad + from, n) * dropout.factors<Real>(from), n);
+                }
+            }
+            attend_backward<Real, D>(qkv + place, qkv + place + width, qkv + place + 2 * width, length, 3 * width, undropped.data(), D,
+                                  lse + unit * length, delta.data(), grad_qkv + place, grad_qkv + place + width,
+                                  grad_qkv + place + 2 * width, sums.data());
+        }
+    }
+}
+
+#define FLOWPP_EACH_HEAD_SIZE(CASE) CASE(4) CASE(8) CASE(16) CASE(24) CASE(26) CASE(32)
+
+// False where there is no kernel for heads of `size` features.
+extern "C" bool attention_forward(const int64_t* shape, int64_t size, const Real* qkv, uint64_t seed, double probability, Real* out,
+                                  Real* lse) {
+    const Dropout dropout(seed, probability);
+    switch (size) {
+#define FLOWPP_CASE(D) case D: attention<D>(shape, qkv, dropout, out, lse); return true;
+        FLOWPP_EACH_HEAD_SIZE(FLOWPP_CASE)
+#undef FLOWPP_CASE
+    }
+    return false;
+}
+
+extern "C" bool attention_backward(const int64_t* shape, int64_t size, const Real* grad, const Real* qkv, const Real* out, const Real* lse,
+                                   uint64_t seed, double probability, Real* grad_qkv) {
+    const Dropout dropout(seed, probability);
+    switch (size) {
+#define FLOWPP_CASE(D) case D: attention_backward<D>(shape, grad, qkv, out, lse, dropout, grad_qkv); return true;
+        FLOWPP_EACH_HEAD_SIZE(FLOWPP_CASE)
+    }
+    return false;
+}

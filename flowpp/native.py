@@ -1,0 +1,143 @@
+"""The CPU kernels of flowpp/kernels: built with this machine's C++ compiler when first needed, then kept in a cache.
+
+    python -m flowpp.native    # builds them now
+
+They are compiled for the very processor, so what names a library holds compiler, processor and sources. Without a
+compiler, models compute by plain PyTorch and say so once.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).with_name("kernels")
+
+REALS = {torch.float32: "float", torch.float64: "double"}
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
+_FLAGS += ("-Wno-psabi", "-fPIC", "-fopenmp")
+
+
+class NotBuilt(RuntimeError):
+    """The kernels cannot be built here; the message says why and what would help."""
+
+
+@lru_cache
+def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels for float32 or float64, built first where that was not done before; none where it cannot be done."""
+    if dtype not in REALS:
+        return None
+    try:
+        library = ctypes.CDLL(str(build(dtype)))
+    except (NotBuilt, OSError) as error:
+        logger.warning("models compute without CPU kernels, by plain PyTorch, several times slower: %s", error)
+        return None
+    _keep_memory()
+    return library
+
+
+def _keep_memory() -> None:
+    """Lets glibc hold on to what a pass frees, for the next one.
+
+    It would give blocks of this size back to the kernel at once, which then makes each page anew: a third of the time
+    of a small model's forward pass.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def build(dtype: torch.dtype) -> Path:
+    """The library for a dtype, which is built where the cache has none. Raises `NotBuilt`."""
+    compiler = _compiler()
+    sources = sorted(SOURCES.iterdir())
+    named = [compiler, _version(compiler), _processor(), REALS[dtype], *_FLAGS, *(path.read_text() for path in sources)]
+    key = hashlib.sha256("\0".join(named).encode()).hexdigest()[:16]
+    path = _cache() / f"kernels-{key}-{REALS[dtype]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as temporary:
+            objects, library = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
+            real = f"-DFLOWPP_REAL={REALS[dtype]}"
+            _run([compiler, *_FLAGS, real, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects)])
+            _run([compiler, "-shared", str(objects), "-o", str(library)])  # OpenMP's runtime is PyTorch's own
+            os.replace(library, path)
+    return path
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin, for a kernel."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def integers(numbers: Sequence[int]) -> ctypes.Array:
+    """int64s, for a kernel."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise NotBuilt("there is no C++ compiler (c++, g++, clang++ or $CXX); install g++")
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    except subprocess.CalledProcessError as error:
+        raise NotBuilt(f"{' '.join(command)} failed: {error.stderr.strip()[:500]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotBuilt(f"{command[0]}: {error}") from error
+
+
+def _processor() -> str:
+    """What -march=native reads off it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _cache() -> Path:
+    """A directory of this user that can be written to."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowpp"
+    for directory in (home, Path(tempfile.gettempdir()) / f"flowpp-{os.getuid()}"):
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid():
+            return directory
+    raise NotBuilt(f"neither {home} nor {tempfile.gettempdir()} can be written to; set XDG_CACHE_HOME")
+
+
+if __name__ == "__main__":
+    try:
+        for each in REALS:
+            print(build(each))
+    except NotBuilt as error:
+        sys.exit(f"flowpp: {error}")
