@@ -190,6 +190,11 @@ class TrainingConfig(Frozen):
         description="Of convolutions and attention while training; mixtures, log-determinants and all evaluations are "
         "float32.",
     )
+    compile: bool = Field(
+        True,
+        description="Computes by kernels that are compiled for the machine where there are any, several times faster; "
+        "otherwise by plain PyTorch, with the same numbers but for rounding.",
+    )
     init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
     warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")

@@ -52,6 +52,7 @@ class Learner:
         self.device = processes.device
         with self._random(Stream.WEIGHTS):
             self.model = FlowPP(model).to(self.device).train()
+        self.model.fuse(training.compile)
         self.ema = deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = _optimizer(self.model, training.weight_decay)
         self.step = 0
@@ -168,7 +169,7 @@ class Learner:
         parts = side_by_side(gradients, len(images), self.device)
         for _, found in parts:
             for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                parameter.grad = _laid_out_as(parameter, gradient) if parameter.grad is None else parameter.grad.add_(gradient)
         return torch.stack([loss for loss, _ in parts]).sum()
 
     def save(
@@ -216,7 +217,7 @@ class Learner:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = {
-            index: {moment: found[f"{moment}.{names[parameter]}"] for moment in _MOMENTS}
+            index: {moment: _laid_out_as(parameter, found[f"{moment}.{names[parameter]}"]) for moment in _MOMENTS}
             for index, parameter in enumerate(ordered)
         }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
@@ -228,7 +229,7 @@ class Learner:
         """Adam's state; of a parameter that no gradient has reached yet, the zeros that it would begin with."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS} | {"step": torch.zeros(())}
+            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS} | {"step": torch.zeros((), dtype=torch.float32)}
             state = self.optimizer.state.get(parameter) or zeros
             moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
         return moments
@@ -249,6 +250,13 @@ def _optimizer(model: FlowPP, weight_decay: float) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p not in decaying], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
+    """Values of a parameter in its memory format: the fused optimizer reads both in the order of memory."""
+    if values.shape != parameter.shape or values.stride() == parameter.stride():
+        return values
+    return torch.empty_like(parameter, dtype=values.dtype, device=values.device, requires_grad=False).copy_(values)
 
 
 class _BitsPerDim(nn.Module):

@@ -1,7 +1,7 @@
 """How much memory training takes, estimated from the configuration alone; `benchmarks/memory.py` measures the error.
 
-Counted are the tensors that autograd keeps for the backward pass, in float32 values a position of a feature map, as
-torch 2.13 keeps them. Needs no torch.
+Counted are the tensors that are kept for the backward pass, in float32 values a position of a feature map: what the
+kernels of `flowpp.fused` keep, or, where a run does without them, torch 2.13's autograd. Needs no torch.
 """
 
 import os
@@ -19,7 +19,7 @@ _NORMALIZED_COPIES = 2
 """More of them under weight normalization, for the backward pass."""
 
 _MIXTURE_TEMPORARIES = 14
-"""Of a coupling's mixture, as wide as its components, in its backward pass."""
+"""Of a coupling's mixture, as wide as its components, in its backward pass; its kernel has the gradients alone, 3."""
 
 _BFLOAT16_SHARE = 0.65
 """Of the values of a conditioner's blocks in bytes, where they are bfloat16: layer norms keep float32."""
@@ -58,9 +58,10 @@ def micro_batch(training: TrainingConfig) -> int:
     return min(share, training.micro_batch_size or share)
 
 
-def estimate(model: ModelConfig, training: TrainingConfig) -> Memory:
-    """What one process of a run takes, beside torch itself."""
-    parts = list(_parts(model))
+def estimate(model: ModelConfig, training: TrainingConfig, *, cuda: bool = False) -> Memory:
+    """What one process of a run takes, beside torch itself, on a CPU or on a GPU, whose conditioners have no kernels."""
+    fused = training.compile and training.conditioner_precision == "float32" and not cuda
+    parts = list(_parts(model, fused))
     parameters = sum(part.parameters for part in parts)
     reduced = 1 - _BFLOAT16_SHARE if training.conditioner_precision == "bfloat16" else 0
     kept = [part.kept - reduced * part.in_blocks for part in parts]
@@ -73,13 +74,13 @@ def estimate(model: ModelConfig, training: TrainingConfig) -> Memory:
     return Memory(_BYTES * copies * parameters, _BYTES * per_image)
 
 
-def advice(model: ModelConfig, training: TrainingConfig, available: float) -> str:
+def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cuda: bool = False) -> str:
     """What a run takes of `available` bytes and what would fit, in words."""
-    needed, images = estimate(model, training), micro_batch(training)
+    needed, images = estimate(model, training, cuda=cuda), micro_batch(training)
     said = f"{images:,} images a forward pass take about {_gib(needed.at(images))}, of {_gib(available)} there are"
     fitting = min(images, needed.most_images(available))
     frugal = training.model_copy(update={"activation_checkpointing": True})
-    with_recomputation = min(images, estimate(model, frugal).most_images(available))
+    with_recomputation = min(images, estimate(model, frugal, cuda=cuda).most_images(available))
     ways = []
     if fitting:
         ways.append(f"training.micro_batch_size {fitting:,} would fit and give the same gradients")
@@ -106,17 +107,19 @@ def _gib(size: float) -> str:
 
 def count_parameters(model: ModelConfig) -> int:
     """Of the whole model."""
-    return sum(part.parameters for part in _parts(model))
+    return sum(part.parameters for part in _parts(model, fused=True))
 
 
-def _parts(model: ModelConfig) -> Iterator[_Part]:
+def _parts(model: ModelConfig, fused: bool) -> Iterator[_Part]:
     channels, height, width = model.image_shape
     image = model.dimensions
     yield _Part(0, 8 * image)  # logit, sigmoid, priors
     declared = model.dequantizer
     if declared.kind == "variational":
         attention: Attention = "softmax" if declared.context == "attention" else "none"
-        context = _Network(model, declared.context_filters, attention, norm=declared.context != "convolution")
+        context = _Network(
+            model, declared.context_filters, attention, norm=declared.context != "convolution", fused=fused
+        )
         places = height * width // 2
         parameters = context.convolution(2 * channels, declared.context_filters, 3)
         parameters += context.block_parameters(gate_kernel=3) * declared.context_blocks
@@ -124,12 +127,12 @@ def _parts(model: ModelConfig) -> Iterator[_Part]:
         kept = places * (2 * channels + context.block_values() * declared.context_blocks)
         yield _Part(parameters, kept, places * context.block_values() * declared.context_blocks)
         filters = declared.context_filters
-        yield from _flow(model, declared.flow, declared.blocks, declared.attention, filters)
-    yield from _flow(model, model.flow, model.blocks, model.attention, 0)
+        yield from _flow(model, declared.flow, declared.blocks, declared.attention, filters, fused)
+    yield from _flow(model, model.flow, model.blocks, model.attention, 0, fused)
 
 
 def _flow(
-    model: ModelConfig, flow: tuple[str, ...], blocks: int, attention: Attention, context: int
+    model: ModelConfig, flow: tuple[str, ...], blocks: int, attention: Attention, context: int, fused: bool
 ) -> Iterator[_Part]:
     shape = model.image_shape
     for stage in flow:
@@ -139,23 +142,25 @@ def _flow(
         else:
             half, places = channels // 2, height * width
         for _ in range(stage_couplings(stage)):
-            yield from _coupling(model, half, places, blocks, attention, context)
+            yield from _coupling(model, half, places, blocks, attention, context, fused)
         shape = flow_shape((stage,), shape)
 
 
 def _coupling(
-    model: ModelConfig, half: int, places: int, blocks: int, attention: Attention, context: int
+    model: ModelConfig, half: int, places: int, blocks: int, attention: Attention, context: int, fused: bool
 ) -> Iterator[_Part]:
-    network = _Network(model, model.filters, attention, norm=True)
+    network = _Network(model, model.filters, attention, norm=True, fused=fused)
     widths = 2 if model.coupling == "affine" else 2 + 3 * model.components
     last = model.filters * (2 if model.output_elu else 1)
     outside = 2 * half * 2 * places + (2 * half * half if model.pointwise else 0)
     yield _Part(outside, 4 * half * places)  # normalization and pointwise
     parameters = network.convolution(half, model.filters, 3) + network.convolution(last, widths * half, 3)
     parameters += network.block_parameters(gate_kernel=1, context=context) * blocks + model.filters * places
-    in_blocks = places * blocks * (network.block_values() + 4 * context)
-    ends = places * (half + model.filters * (4 if model.output_elu else 1) + half * (widths + 8))
-    temporary = _MIXTURE_TEMPORARIES * half * model.components * places if model.coupling == "mixture" else 0
+    in_blocks = places * blocks * (network.block_values() + (0 if fused else 4 * context))
+    before_last = 1 if fused or not model.output_elu else 4
+    ends = places * (half + model.filters * before_last + half * (widths + 8))
+    wide = 3 if fused else _MIXTURE_TEMPORARIES
+    temporary = wide * half * model.components * places if model.coupling == "mixture" else 0
     yield _Part(parameters, in_blocks + ends, in_blocks, temporary, coupling=True)
 
 
@@ -167,6 +172,7 @@ class _Network:
     filters: int
     attention: Attention
     norm: bool
+    fused: bool
 
     def convolution(self, channels: int, filters: int, kernel: int) -> int:
         """Parameters."""
@@ -185,7 +191,16 @@ class _Network:
 
     def block_values(self) -> float:
         """Kept for the backward pass, of one position."""
+        if self.fused:
+            return self._fused_values()
         dropout = 1 if self.model.dropout else 0
         gated = 10 + 2 * dropout + (1 if self.norm else 0)
         attended = {"softmax": 9, "maximum": 8, "none": 0}[self.attention]
         return self.filters * (gated + attended + (dropout if attended else 0))
+
+    def _fused_values(self) -> float:
+        """Input, what lies between the convolutions and two gates of a gated convolution; of attention, likewise."""
+        gated = 4
+        attended = {"softmax": 8, "maximum": 8 + (1 if self.model.dropout else 0), "none": 0}[self.attention]
+        sums = self.model.heads if self.attention == "softmax" else 0
+        return self.filters * (gated + attended) + sums

@@ -296,5 +296,5 @@ def naming_failures(config: RunConfig, device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        advised = advice(config.model, config.training, memory_of(device))
+        advised = advice(config.model, config.training, memory_of(device), cuda=device.type == "cuda")
         raise TrainingError("out_of_memory", f"out of memory on {device}: {advised}") from error

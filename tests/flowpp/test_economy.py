@@ -117,6 +117,7 @@ def kept_bytes(model: FlowPP, images: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
@@ -130,12 +131,15 @@ def kept_bytes(model: FlowPP, images: int) -> int:
         ("imagenet64", {"blocks": 1}),
     ],
 )
-def test_the_estimate_of_what_an_image_takes_is_near_what_autograd_keeps(preset: str, changes: dict[str, Any]) -> None:
+def test_the_estimate_of_what_an_image_takes_is_near_what_autograd_keeps(
+    preset: str, changes: dict[str, Any], fused: bool
+) -> None:
     config = resolve_model(preset, changes, PRESETS[preset].model.image_shape)
     model = FlowPP(config).train()
+    model.fuse(fused)
     measured = kept_bytes(model, 2) - kept_bytes(model, 1)
-    estimated = estimate(config, TrainingConfig()).per_image
-    temporary = 4 * 14 * config.components * largest_half(config) if config.coupling == "mixture" else 0
+    estimated = estimate(config, TrainingConfig(compile=fused)).per_image
+    temporary = 4 * (3 if fused else 14) * config.components * largest_half(config) if config.coupling == "mixture" else 0
     assert (estimated - temporary) / measured == pytest.approx(1, abs=0.1)
 
 
