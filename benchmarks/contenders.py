@@ -133,11 +133,11 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-def disagreement(one: Contender, other: Contender) -> float:
+def disagreement(one: Contender, other: Contender, tolerance: float = TOLERANCE) -> float:
     """The largest relative difference of their log-likelihoods. Raises `ValueError` where they are of two functions."""
     first, second = one.score(), other.score()
     difference = float(np.max(np.abs(first - second) / np.abs(second)))
-    if not difference <= TOLERANCE:  # a NaN, too
+    if not difference <= tolerance:  # a NaN, too
         raise ValueError(f"the log-likelihoods differ by {difference:.1e} of them: {first} and {second} nats")
     return difference
 
