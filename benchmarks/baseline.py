@@ -247,8 +247,7 @@ def _gated_convolution(layer: GatedConvolution, x: Tensor, context: Tensor | Non
     if layer.proj_context is not None:
         assert context is not None
         h = h + _convolve(layer.proj_context, _concat_elu(context))
-    h = functional.dropout(_concat_elu(h), layer.proj_gate.dropout, layer.training)
-    return x + _gate(_convolve(layer.proj_gate, h))
+    return x + _gate(_convolve(layer.proj_gate, functional.dropout(_concat_elu(h), layer.proj_gate.dropout.p, layer.training)))
 
 
 def _gated_attention(layer: GatedAttention, x: Tensor, position: Tensor) -> Tensor:
@@ -258,4 +257,4 @@ def _gated_attention(layer: GatedAttention, x: Tensor, position: Tensor) -> Tens
     q, k, v = c.unbind(dim=0)
     weights = functional.softmax(torch.matmul(q, k.transpose(2, 3)) / math.sqrt(f // layer.heads), dim=3)
     a = torch.matmul(weights, v).permute(0, 1, 3, 2).reshape(b, f, h, w)
-    return x + _gate(_convolve(layer.proj_gate, functional.dropout(a, layer.dropout, layer.training)))
+    return x + _gate(_convolve(layer.proj_gate, functional.dropout(a, layer.dropout.p, layer.training)))

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout, elu, glu, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import elu, glu, layer_norm, scaled_dot_product_attention
 
 from flowpp import fused
 from flowpp.config import Attention
+from flowpp.dropout import Dropout
 from flowpp.initialization import DataDependent, normal
 
 
@@ -90,7 +91,7 @@ class Convolution(DataDependent):
         return self.weight * (self.gain / self.weight.flatten(1).norm(dim=1))[:, None, None, None]
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.filter(), self.bias, padding=self.weight.shape[-1] // 2)
+        return fused.convolve(x, self.filter(), self.bias)
 
 
 class EluConvolution(Convolution, fused.Fusing):
@@ -98,12 +99,12 @@ class EluConvolution(Convolution, fused.Fusing):
 
     def __init__(self, channels: int, filters: int, kernel: int, *, dropout: float = 0.0, **kind: Any) -> None:
         super().__init__(2 * channels, filters, kernel, **kind)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fuses(x) and not self._initializing:
-            return fused.elu_convolution(x, self.filter(), self.bias, self.dropout if self.training else 0.0)
-        return super().forward(dropout(concat_elu(x), self.dropout, self.training))
+            return fused.elu_convolution(x, self.filter(), self.bias, self.dropout.draw())
+        return super().forward(self.dropout(concat_elu(x)))
 
 
 class GateNorm(nn.Module, fused.Fusing):
@@ -159,7 +160,7 @@ class GatedAttention(nn.Module, fused.Fusing):
         super().__init__()
         filters = layers.filters
         self.proj_in = Convolution(filters, 3 * filters, kernel=1, **layers.kind)
-        self.dropout = layers.dropout
+        self.dropout = Dropout(layers.dropout)
         self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1, **layers.kind)
         self.heads = layers.heads
         self.softmax = layers.attention == "softmax"
@@ -168,9 +169,9 @@ class GatedAttention(nn.Module, fused.Fusing):
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         h = self.proj_in(x + position)
         if self.has_kernel and self.fuses(x):
-            return self.proj_gate(fused.attention(h, self.heads, self.dropout if self.training else 0.0))
+            return self.proj_gate(fused.attention(h, self.heads, self.dropout.draw()))
         h = self._attend(h) if self.softmax else h.unflatten(1, (-1, 3)).amax(2)
-        return self.proj_gate(dropout(h, self.dropout, self.training))
+        return self.proj_gate(self.dropout(h))
 
     def _attend(self, h: Tensor) -> Tensor:
         height = h.shape[2]

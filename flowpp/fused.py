@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, linear
 
 from flowpp.native import integers, kernels, pointer
 
@@ -34,9 +34,13 @@ class Fusing:
         return kernels(x.dtype) is not None
 
 
-def elu_convolution(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tensor:
+Drop = tuple[float, int]
+"""A layer's dropout in one pass: its probability, 0 for none, and the seed of what it drops."""
+
+
+def elu_convolution(x: Tensor, weight: Tensor, bias: Tensor, drop: Drop) -> Tensor:
     """conv(dropout(concat_elu(x))), same padding: [B, F, H, W] -> [B, filters, H, W]; weight [filters, 2F, k, k]."""
-    return _EluConvolution.apply(x, weight, bias, dropout, _seed(dropout))
+    return _EluConvolution.apply(x, weight, bias, drop)
 
 
 def gate_norm(x: Tensor, gates: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -44,9 +48,9 @@ def gate_norm(x: Tensor, gates: Tensor, gain: Tensor | None, bias: Tensor | None
     return _GateNorm.apply(x, gates, gain, bias)
 
 
-def attention(qkv: Tensor, heads: int, dropout: float) -> Tensor:
+def attention(qkv: Tensor, heads: int, drop: Drop) -> Tensor:
     """dropout(softmax attention) over all positions: [B, 3F, H, W] -> [B, F, H, W], as `GatedAttention` orders them."""
-    return _Attention.apply(qkv, heads, dropout, _seed(dropout))
+    return _Attention.apply(qkv, heads, drop)
 
 
 def couple(x: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -63,11 +67,6 @@ def uncouple(y: Tensor, h: Tensor, components: int, limits: tuple[int, int]) -> 
     return x, terms
 
 
-def _seed(dropout: float) -> int:
-    """Of one layer's dropout in one pass: drawn, so that torch's generator decides."""
-    return int(torch.randint(2**62, ())) if dropout else 0
-
-
 def _call(name: str, like: Tensor, *arguments: Any) -> None:
     library = kernels(like.dtype)
     assert library is not None
@@ -78,8 +77,9 @@ def _size(number: int) -> ctypes.c_int64:
     return ctypes.c_int64(number)
 
 
-def _drop(dropout: float, seed: int) -> tuple[ctypes.c_uint64, ctypes.c_double]:
-    return ctypes.c_uint64(seed), ctypes.c_double(dropout)
+def _drop(drop: Drop) -> tuple[ctypes.c_uint64, ctypes.c_double]:
+    probability, seed = drop
+    return ctypes.c_uint64(seed), ctypes.c_double(probability)
 
 
 def _rows(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
@@ -95,33 +95,57 @@ def _new(x: Tensor, channels: int) -> Tensor:
     return torch.empty((batch, height, width, channels), dtype=x.dtype).permute(0, 3, 1, 2)
 
 
-def _concat_elu(x: Tensor, dropout: float, seed: int) -> Tensor:
+def _concat_elu(x: Tensor, drop: Drop) -> Tensor:
     out = _new(x, 2 * x.shape[1])
-    _call("concat_elu_forward", x, *_rows(x), pointer(x), *_drop(dropout, seed), pointer(out))
+    _call("concat_elu_forward", x, *_rows(x), pointer(x), *_drop(drop), pointer(out))
     return out
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolution with same padding: [B, channels, H, W], weight [filters, channels, k, k] -> [B, filters, H, W].
+
+    1 x 1 it is a matrix product, for which PyTorch has the faster way in channels-last memory, on one core above all.
+    """
+    if weight.shape[-1] > 1:
+        return conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def _convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if weight.shape[-1] > 1:
+        padding = [weight.shape[-1] // 2] * 2
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, needs
+        )
+    rows = grad.permute(0, 2, 3, 1)
+    flat, matrix = rows.reshape(-1, len(weight)), weight.flatten(1)
+    grad_x = (rows @ matrix).permute(0, 3, 1, 2) if needs[0] else None
+    grad_weight = (flat.T @ x.permute(0, 2, 3, 1).reshape(-1, matrix.shape[1])).view_as(weight) if needs[1] else None
+    return grad_x, grad_weight, flat.sum(0) if needs[2] else None
 
 
 class _EluConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dropout: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, drop: Drop) -> Tensor:
         x = _channels_last(x)
         ctx.save_for_backward(x, weight)
-        ctx.drop = dropout, seed
-        return conv2d(_concat_elu(x, dropout, seed), weight, bias, padding=weight.shape[-1] // 2)
+        ctx.drop = drop
+        return convolve(_concat_elu(x, drop), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        padding = [weight.shape[-1] // 2] * 2
         needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        grad_elu, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, _concat_elu(x, *ctx.drop), weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, needs
-        )
+        grad_elu, grad_weight, grad_bias = _convolve_backward(grad, _concat_elu(x, ctx.drop), weight, needs)
+        if grad_elu is None:
+            return None, grad_weight, grad_bias, None
         grad_x = _new(x, x.shape[1])
         grad_elu = _channels_last(grad_elu)
-        _call("concat_elu_backward", x, *_rows(x), pointer(grad_elu), pointer(x), *_drop(*ctx.drop), pointer(grad_x))
-        return grad_x, grad_weight, grad_bias, None, None
+        _call("concat_elu_backward", x, *_rows(x), pointer(grad_elu), pointer(x), *_drop(ctx.drop), pointer(grad_x))
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _GateNorm(torch.autograd.Function):
@@ -147,16 +171,16 @@ class _GateNorm(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, dropout: float, seed: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, heads: int, drop: Drop) -> Tensor:
         qkv = _channels_last(qkv)
         filters = qkv.shape[1] // 3
         out = _new(qkv, filters)
         length = qkv.shape[2] * qkv.shape[3]
         log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)
         ctx.shape = integers((len(qkv), length, heads)), _size(filters // heads)
-        ctx.drop = dropout, seed
+        ctx.drop = drop
         ctx.save_for_backward(qkv, out, log_sums)
-        _call("attention_forward", qkv, *ctx.shape, pointer(qkv), *_drop(dropout, seed), pointer(out), pointer(log_sums))
+        _call("attention_forward", qkv, *ctx.shape, pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
         return out
 
     @staticmethod
@@ -165,8 +189,8 @@ class _Attention(torch.autograd.Function):
         qkv, out, log_sums = ctx.saved_tensors
         grad_qkv = _new(qkv, qkv.shape[1])
         given = map(pointer, (_channels_last(grad), qkv, out, log_sums))
-        _call("attention_backward", qkv, *ctx.shape, *given, *_drop(*ctx.drop), pointer(grad_qkv))
-        return grad_qkv, None, None, None
+        _call("attention_backward", qkv, *ctx.shape, *given, *_drop(ctx.drop), pointer(grad_qkv))
+        return grad_qkv, None, None
 
 
 def _collapsible(x: Tensor) -> Tensor:

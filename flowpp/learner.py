@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest, weights_file
 from flowpp.conditioner import Convolution
 from flowpp.config import Milestone, ModelConfig, TrainingConfig
+from flowpp.dropout import seeded
+from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
 from flowpp.processes import Processes
 from flowpp.seeds import Stream, seed_of
@@ -75,14 +77,13 @@ class Learner:
         """Of the last step."""
         return self.learning_rate_factor * learning_rate(self.training, self.step)
 
-    def _parallelize(self) -> nn.Module:
+    def _parallelize(self) -> None:
         if self._parallel is None:
             self.model.economize(
                 bfloat16=self.training.conditioner_precision == "bfloat16",
                 recompute=self.training.activation_checkpointing,
             )
             self._parallel = self.processes.parallel(_BitsPerDim(self.model))
-        return self._parallel
 
     def take_step(self, images: Tensor) -> None:
         """One step of Adam on the mean bits/dim of a batch, of which uint8 `images` [b, C, H, W] are this process's.
@@ -132,18 +133,43 @@ class Learner:
 
     def _accumulate(self, images: Tensor, noise: Tensor) -> Tensor:
         """Gradients of the batch's mean bits/dim; this process's part of it, a scalar."""
-        parallel = self._parallelize()
+        self._parallelize()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         length = self.training.micro_batch_size or len(images)
-        starts = range(0, len(images), length)
-        for start in starts:
-            piece = slice(start, start + length)
-            waiting = start != starts[-1] and isinstance(parallel, DistributedDataParallel)
-            with parallel.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-                loss = parallel(images[piece], noise[piece]).sum() / self.training.batch_size
-                (loss * self.processes.size).backward()  # the average over the processes undoes the factor
-            total += loss.detach()
+        for start in range(0, len(images), length):
+            piece = images[start : start + length], noise[start : start + length]
+            if isinstance(self._parallel, DistributedDataParallel):
+                total += self._pass_together(*piece, last=start + length >= len(images))
+            else:
+                total += self._pass_in_lanes(*piece, start)
         return total
+
+    def _pass_together(self, images: Tensor, noise: Tensor, *, last: bool) -> Tensor:
+        """Adds the gradients of a piece in each process; after the last piece all have the sum of all."""
+        parallel = self._parallel
+        assert isinstance(parallel, DistributedDataParallel)
+        with nullcontext() if last else parallel.no_sync():  # type: ignore[no-untyped-call]
+            loss = parallel(images, noise).sum() / self.training.batch_size
+            (loss * self.processes.size).backward()  # the average over the processes undoes the factor
+        return loss.detach()
+
+    def _pass_in_lanes(self, images: Tensor, noise: Tensor, start: int) -> Tensor:
+        """Adds the gradients of a piece, which begins with image `start` of the batch."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        loss_of = _BitsPerDim(self.model)
+
+        def gradients(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+            # on a GPU the backward pass runs in threads of its own, which would not know the seed
+            seed = seed_of(self.training.seed, Stream.STEP, self.step, start + part.start, 1)
+            with seeded(seed) if self.device.type == "cpu" else nullcontext():
+                loss = loss_of(images[part], noise[part]).sum() / self.training.batch_size
+                return loss.detach(), torch.autograd.grad(loss, parameters)
+
+        parts = side_by_side(gradients, len(images), self.device)
+        for _, found in parts:
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return torch.stack([loss for loss, _ in parts]).sum()
 
     def save(
         self,

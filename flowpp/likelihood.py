@@ -16,6 +16,7 @@ from torch import Tensor
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
 from flowpp.durable import replace_file
+from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
 from flowpp.seeds import seed_of
 
@@ -183,8 +184,7 @@ def estimate(
     for start in range(0, importance_samples, chunk):
         samples = min(chunk, importance_samples - start)
         noise = torch.cat([model.draw_noise(1, generator) for generator in generators for _ in range(samples)])
-        terms = torch.stack(model.weight_terms(symbols.repeat_interleave(samples, 0), noise)).double()
-        terms = terms.unflatten(1, (-1, samples))
+        terms = _weight_terms(model, symbols.repeat_interleave(samples, 0), noise).unflatten(1, (-1, samples))
         log_weight = terms.sum(0)
         log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(1))
         log_sum_of_squares = torch.logaddexp(log_sum_of_squares, (2 * log_weight).logsumexp(1))
@@ -193,6 +193,15 @@ def estimate(
     effective = torch.exp(2 * log_sum - log_sum_of_squares).clamp(1, k)
     error = torch.sqrt((k / effective - 1) / (k - 1)) if k > 1 else torch.full_like(effective, math.nan)
     return torch.stack([log_sum - math.log(k), effective, error, *(parts / k)], dim=1).cpu().numpy()
+
+
+def _weight_terms(model: FlowPP, symbols: Tensor, noise: Tensor) -> Tensor:
+    """The terms of each row's log weight, float64 [3, rows]."""
+
+    def terms(part: slice) -> Tensor:
+        return torch.stack(model.weight_terms(symbols[part], noise[part])).double()
+
+    return torch.cat(side_by_side(terms, len(symbols), symbols.device), dim=1)
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ from flowpp.dequantization import (
     normal_log_prob,
     normal_terms,
 )
+from flowpp.dropout import Dropout
+from flowpp.fused import Fusing
 from flowpp.initialization import initializing
 from flowpp.presets import PRESETS
 from flowpp.transforms import (
@@ -135,12 +137,21 @@ class FlowPP(nn.Module):
         self.dequantizer = _dequantizer(self.config)
         flow = architecture(self.config, self.config.flow, blocks=self.config.blocks, attention=self.config.attention)
         self.flow = Compose(ImageLogit(self.config.levels), *flow)
+        for layer, dropout in enumerate(module for module in self.modules() if isinstance(module, Dropout)):
+            dropout.layer = layer
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
         """Data-dependent initialization of every part from images [B, C, H, W], in one pass."""
         with initializing(self):
             self.log_weight(images, self.draw_noise(len(images), generator))
+
+    def fuse(self, fused: bool) -> None:
+        """Computes by fused kernels where there are any for the device, as models do from the beginning, or by plain
+        PyTorch alone. The numbers are the same but for rounding; dropout differs."""
+        for module in self.modules():
+            if isinstance(module, Fusing):
+                module.fused = fused
 
     def economize(self, *, bfloat16: bool = False, recompute: bool = False) -> None:
         """Makes training cheaper: conditioners in bfloat16, couplings computed anew in the backward pass.

@@ -10,6 +10,7 @@ import torch
 
 from flowpp.data import encode_png, expand_bits
 from flowpp.durable import replace_file
+from flowpp.lanes import side_by_side
 from flowpp.likelihood import BATCH_SIZE, to_symbols
 from flowpp.model import FlowPP
 from flowpp.seeds import seed_of
@@ -42,7 +43,8 @@ def latent_of_seed(model: FlowPP, seed: int) -> torch.Tensor:
 
 def images_of_latents(model: FlowPP, latents: torch.Tensor) -> np.ndarray:
     """8-bit images, uint8 [b, H, W, C], of latents [b, *latent_shape], in one pass."""
-    return _to_images(model.decode(latents), model)
+    parts = side_by_side(lambda part: model.decode(latents[part]), len(latents), latents.device)
+    return _to_images(torch.cat(parts), model)
 
 
 def interpolate(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:
