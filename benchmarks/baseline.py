@@ -247,7 +247,8 @@ def _gated_convolution(layer: GatedConvolution, x: Tensor, context: Tensor | Non
     if layer.proj_context is not None:
         assert context is not None
         h = h + _convolve(layer.proj_context, _concat_elu(context))
-    return x + _gate(_convolve(layer.proj_gate, functional.dropout(_concat_elu(h), layer.proj_gate.dropout.p, layer.training)))
+    h = functional.dropout(_concat_elu(h), layer.proj_gate.dropout.p, layer.training)
+    return x + _gate(_convolve(layer.proj_gate, h))
 
 
 def _gated_attention(layer: GatedAttention, x: Tensor, position: Tensor) -> Tensor:
