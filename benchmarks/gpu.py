@@ -119,7 +119,7 @@ def baseline_text(plan: Plan, images: np.ndarray, device: torch.device) -> str:
 
 
 def bits_text(plan: Plan, images: RealImages, device: torch.device) -> str:
-    if plan.cost and images.name != CIFAR10:
+    if plan.real and images.name != CIFAR10:
         return "Skipped: no CIFAR-10 shards in shared/data beside the repository or in it."
     held_out = images._replace(test=images.test[: plan.validation])
     run = time_to_bits.train_to(
@@ -139,7 +139,7 @@ def training_text(plan: Plan, trained: dict[Case, Trained | None], device: torch
     rows = []
     for case, found in trained.items():
         name = case.name + ", activation checkpointing" * case.recompute
-        of_cost = found.rate if found and case.model == plan.model and plan.cost else None
+        of_cost = found.rate if found and case.model == plan.model and plan.real else None
         figures = [f"{found.rate:.1f}", *achieved("training", of_cost, device), f"{found.peak:.1f}"] if found else []
         rows.append([name, str(case.batch), case.precision, *(figures or [NO_MEMORY, "", "", ""])])
     return peak_text(device) + table(
@@ -149,7 +149,7 @@ def training_text(plan: Plan, trained: dict[Case, Trained | None], device: torch
 
 def inference_text(plan: Plan, rates: dict[tuple[str, int], float | None], device: torch.device) -> str:
     rows = [
-        [measure, str(batch), f"{rate:.1f}", *achieved(measure, rate if plan.cost else None, device)]
+        [measure, str(batch), f"{rate:.1f}", *achieved(measure, rate if plan.real else None, device)]
         if rate
         else [measure, str(batch), NO_MEMORY, "", ""]
         for (measure, batch), rate in rates.items()

@@ -142,5 +142,5 @@ def test_each_target_has_the_first_point_that_reached_it() -> None:
 
 
 def test_without_the_shards_there_is_a_line_instead_of_a_run(images: RealImages) -> None:
-    text = gpu.bits_text(SMOKE._replace(cost=True), images, CPU)
+    text = gpu.bits_text(SMOKE._replace(real=True), images, CPU)
     assert text.startswith("Skipped: no CIFAR-10 shards")
