@@ -14,7 +14,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench-likelihood bench-memory bench-recipes bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-likelihood bench-memory bench-recipes bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ lint: install  ## ruff, mypy, and the direction of imports
 
 serve: install  ## run the service on http://127.0.0.1:8000 over ./data until Ctrl-C
 	@$(BIN)/flowpp serve
+
+bench: install  ## training, likelihood, sampling and memory beside a plain baseline, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.speed
+
+bench-gpu: install  ## the same on a CUDA device, with TFLOP/s, GB/s and time to bits/dim, into RESULTS.md
+	@$(BIN)/python -m benchmarks.gpu
 
 bench-likelihood: install  ## float32 error, round trips, evaluations of the inverse, bounds: into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.likelihood

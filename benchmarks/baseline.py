@@ -61,7 +61,7 @@ def _normal(z: Tensor) -> Tensor:
 def _compose(flow: Compose, x: Any, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
     """Our split is one tensor with its halves stacked; theirs is a tuple, from the split to the merge."""
     transforms: list[Any] = list(flow.transforms)
-    total = torch.zeros(len(x), dtype=x.dtype)
+    total = x.new_zeros(len(x))
     for transform in reversed(transforms) if inverse else transforms:
         undone = isinstance(transform, Inverse)
         within = transform.transform if isinstance(transform, Inverse) else transform
@@ -130,7 +130,7 @@ def _image_logit(transform: ImageLogit, x: Tensor, inverse: bool) -> tuple[Tenso
 
 
 def _normalization(transform: Normalization, x: Halves, inverse: bool) -> tuple[Halves, Tensor]:
-    outputs, total = [], torch.zeros(len(x[0]), dtype=x[0].dtype)
+    outputs, total = [], x[0].new_zeros(len(x[0]))
     for half, g, b in zip(x, transform.gain.chunk(2), transform.bias.chunk(2), strict=True):
         g = g.clamp(min=1e-10)
         outputs.append((half - b) / g if inverse else half * g + b)
@@ -140,14 +140,14 @@ def _normalization(transform: Normalization, x: Halves, inverse: bool) -> tuple[
 
 
 def _pointwise(transform: Pointwise, x: Halves, inverse: bool) -> tuple[Halves, Tensor]:
-    outputs, total = [], torch.zeros(len(x[0]), dtype=x[0].dtype)
+    outputs, total = [], x[0].new_zeros(len(x[0]))
     for half, weight in zip(x, transform.weight, strict=True):
         b, c, h, w = half.shape
         flat = half.permute(0, 2, 3, 1).reshape(b * h * w, c)
         flat = flat.matmul(torch.inverse(weight) if inverse else weight)
         outputs.append(flat.reshape(b, h, w, c).permute(0, 3, 1, 2))
         log_det = torch.slogdet(weight.double())[1].to(half.dtype)
-        total = total + (-1 if inverse else 1) * h * w * log_det * torch.ones(b, dtype=half.dtype)
+        total = total + (-1 if inverse else 1) * h * w * log_det * half.new_ones(b)
     return (outputs[0], outputs[1]), total
 
 
@@ -247,7 +247,8 @@ def _gated_convolution(layer: GatedConvolution, x: Tensor, context: Tensor | Non
     if layer.proj_context is not None:
         assert context is not None
         h = h + _convolve(layer.proj_context, _concat_elu(context))
-    return x + _gate(_convolve(layer.proj_gate, functional.dropout(_concat_elu(h), layer.proj_gate.dropout.p, layer.training)))
+    h = functional.dropout(_concat_elu(h), layer.proj_gate.dropout.p, layer.training)
+    return x + _gate(_convolve(layer.proj_gate, h))
 
 
 def _gated_attention(layer: GatedAttention, x: Tensor, position: Tensor) -> Tensor:

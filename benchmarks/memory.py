@@ -72,15 +72,16 @@ def measure(case: str) -> None:
     model = PRESETS[preset].model
     images = torch.randint(0, model.levels, (count, *model.image_shape), dtype=torch.uint8)
     torch.nn.functional.conv2d(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 3, 3))  # what libraries allocate at first use
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     learner = Learner(model, recipe, Processes(0, 1, device))
     learner.initialize(images)
     for _ in range(2):
         learner.take_step(images)
-    print(torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM") - before)
+    print(torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before)
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """VmRSS, the bytes of this process that are in memory, or VmHWM, the most that ever were."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
 
