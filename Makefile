@@ -6,9 +6,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
+INSTALLED_TRITON := .venv/.installed-triton
 
 # What torch pulls in on a machine with a GPU. They come with the torch that requirements-torch.txt resolves to
-# (on a CPU build: none but Triton, which that file names itself), so they must not be in the lock.
+# (on a CPU build: none), so they must not be in the lock.
 TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
@@ -25,7 +26,7 @@ demo: install  ## train, score and sample through the service on real photograph
 	@$(BIN)/python -m examples.demo
 
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
-test: lint  ## lint, then run every test but those marked gpu, slow, contract, faults and soak
+test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults and soak
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak"
 
 test-slow: install  ## run the tests that take minutes
@@ -97,5 +98,12 @@ $(INSTALLED): requirements.txt requirements-torch.txt pyproject.toml
 	@echo "installing torch, which is large"
 	@$(PIP) -r requirements-torch.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@echo "compiling the CPU kernels"
+	@$(BIN)/python -m flowpp.native >/dev/null || true
 	@touch $@
 	@echo "installed into .venv"
+
+$(INSTALLED_TRITON): $(INSTALLED) requirements-triton.txt
+	@echo "installing Triton, whose interpreter runs the tests of the GPU kernels"
+	@$(PIP) -r requirements-triton.txt
+	@touch $@

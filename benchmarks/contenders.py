@@ -15,7 +15,6 @@ from torch import Tensor
 from benchmarks import baseline
 from flowpp import FlowPP
 from flowpp.config import ModelConfig, TrainingConfig
-from flowpp.fused import Fusing
 from flowpp.learner import Learner
 from flowpp.likelihood import COLUMNS, estimate, to_symbols
 from flowpp.processes import Processes
@@ -122,9 +121,8 @@ def learner_of(model: ModelConfig, training: TrainingConfig, device: torch.devic
 
 def without_kernels(learner: Learner) -> Learner:
     """The same learner, whose models compute by plain PyTorch alone."""
-    for module in (*learner.model.modules(), *learner.ema.modules()):
-        if isinstance(module, Fusing):
-            module.fused = False
+    learner.model.fuse(False)
+    learner.ema.fuse(False)
     return learner
 
 

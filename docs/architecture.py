@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import nn
 
-from flowpp.conditioner import Block, Conditioner
+from flowpp.conditioner import Block, Conditioner, EluConvolution
 from flowpp.coupling import Coupling
 from flowpp.dequantization import ContextNetwork, VariationalDequantizer
 from flowpp.model import FlowPP
@@ -110,7 +110,7 @@ def _coupling(coupling: Coupling) -> Iterator[Box]:
     if first.attention is not None:
         yield f"gated attention, {first.attention.heads} heads", "over all positions, with position embedding"
         yield "layer norm", ""
-    last = "concat_elu, " if conditioner.output_elu else ""
+    last = "concat_elu, " if isinstance(conditioner.proj_out, EluConvolution) else ""
     outputs = conditioner.proj_out.bias.numel()
     yield f"{last}3x3 convolution", f"to {outputs} = {half[0]} x {outputs // half[0]} channels"
     yield "a, b; K logits, means, log-scales", "for each element of the second half"

@@ -12,6 +12,7 @@ from torch.nn.functional import elu, glu, layer_norm, scaled_dot_product_attenti
 
 from flowpp import fused
 from flowpp.config import Attention
+from flowpp.cpu_kernels import HEAD_SIZES
 from flowpp.dropout import Dropout
 from flowpp.initialization import DataDependent, normal
 
@@ -65,7 +66,8 @@ class Convolution(DataDependent):
     ) -> None:
         super().__init__()
         weight = normal(0.05, filters, channels, kernel, kernel)
-        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as its input, or it is copied
+        # in the memory format of what it meets, or each pass would copy it
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.gain = nn.Parameter(torch.ones(filters)) if weight_norm else None
         self.bias = nn.Parameter(torch.zeros(filters))
         self.init_scale = init_scale
@@ -164,7 +166,7 @@ class GatedAttention(nn.Module, fused.Fusing):
         self.proj_gate = Convolution(filters, 2 * filters, kernel=1, init_scale=0.1, **layers.kind)
         self.heads = layers.heads
         self.softmax = layers.attention == "softmax"
-        self.has_kernel = self.softmax and filters // self.heads in fused.HEAD_SIZES
+        self.has_kernel = self.softmax and filters // self.heads in HEAD_SIZES
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         h = self.proj_in(x + position)

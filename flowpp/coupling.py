@@ -3,12 +3,14 @@
 Axes: B batch, C channels of a half, H height, W width, K mixture components.
 """
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowpp import fused
-from flowpp.logistic import evaluation_limits, mixture_logit, mixture_logit_inverse
+from flowpp.logistic import mixture_logit, mixture_logit_inverse
 from flowpp.transforms import Transform, sum_dimensions
 
 
@@ -75,6 +77,10 @@ class MixtureCoupling(Coupling, fused.Fusing):
         self.conditioner = conditioner
         self.components = components
 
+    def fuses(self, x: Tensor) -> bool:
+        """On a CUDA device, too, where Triton is."""
+        return super().fuses(x) or (self.fused and x.is_cuda and find_spec("triton") is not None)
+
     def couple(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
         h = self.conditioner(x1, context)
@@ -89,7 +95,7 @@ class MixtureCoupling(Coupling, fused.Fusing):
         y1, y2 = y.chunk(2, dim=1)
         h = self.conditioner(y1, context)
         if self.fuses(y) and not (torch.is_grad_enabled() and (h.requires_grad or y2.requires_grad)):
-            x2, terms = fused.uncouple(y2, h, self.components, evaluation_limits(y.dtype))
+            x2, terms = fused.uncouple(y2, h, self.components)
             return torch.cat([y1, x2], dim=1), sum_dimensions(terms)
         log_scale, shift, mixture = self._split(h)
         u = (y2 - shift) * (-log_scale).exp()

@@ -1,4 +1,4 @@
-"""Dropout whose choices are a function of a pass's seed and the layer, so that lanes and recomputation agree on them."""
+"""Dropout: what it drops is a function of a pass's seed and the layer, on which lanes and recomputation agree."""
 
 import threading
 from collections.abc import Iterator

@@ -1,14 +1,13 @@
-"""The costly parts of a model, each as one pass over its data with a gradient derived by hand.
+"""The costly parts of a model, each in one pass over its data, with a gradient derived by hand.
 
-What they compute stands, in plain PyTorch, where they are called: `flowpp.conditioner` and `flowpp.coupling`. Each keeps
-for its backward pass little more than its inputs and computes the rest anew. On a CPU they are the kernels of
-flowpp/kernels.
+What they compute stands in plain PyTorch where they are called, in `flowpp.conditioner` and `flowpp.coupling`. Each
+keeps for its backward pass little more than its inputs, and computes the rest anew. On a CPU all are kernels
+(`flowpp.cpu_kernels`), on a CUDA device the coupling is (`flowpp.triton_kernels`).
 
 Axes: B batch, F filters, C channels of a half, H height, W width, K mixture components. Feature maps are
 [B, F, H, W] in channels-last memory.
 """
 
-import ctypes
 from typing import Any
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear
 
-from flowpp.native import integers, kernels, pointer
-
-HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
-"""Features of an attention head that there is a kernel for."""
+from flowpp import cpu_kernels, triton_kernels
+from flowpp.cpu_kernels import Drop, channels_last
+from flowpp.native import kernels
 
 
 class Fusing:
@@ -28,14 +26,10 @@ class Fusing:
     fused = True
 
     def fuses(self, x: Tensor) -> bool:
-        """Whether it does, for tensors like x."""
+        """Whether it does, for tensors like x on a CPU."""
         if not self.fused or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
         return kernels(x.dtype) is not None
-
-
-Drop = tuple[float, int]
-"""A layer's dropout in one pass: its probability, 0 for none, and the seed of what it drops."""
 
 
 def elu_convolution(x: Tensor, weight: Tensor, bias: Tensor, drop: Drop) -> Tensor:
@@ -59,46 +53,9 @@ def couple(x: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def uncouple(y: Tensor, h: Tensor, components: int, limits: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(x, log dx/dy), the inverse of `couple`, as `flowpp.logistic.solve` finds it; `limits` of its evaluations."""
-    y, h = _collapsible(y), _collapsible(h)
-    x, terms = torch.empty(2, *y.shape, dtype=y.dtype)
-    _call("uncouple", y, _shape(y, components), integers(limits), *_fields(y, h, x, terms))
-    return x, terms
-
-
-def _call(name: str, like: Tensor, *arguments: Any) -> None:
-    library = kernels(like.dtype)
-    assert library is not None
-    getattr(library, name)(*arguments)
-
-
-def _size(number: int) -> ctypes.c_int64:
-    return ctypes.c_int64(number)
-
-
-def _drop(drop: Drop) -> tuple[ctypes.c_uint64, ctypes.c_double]:
-    probability, seed = drop
-    return ctypes.c_uint64(seed), ctypes.c_double(probability)
-
-
-def _rows(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
-    return _size(x.numel() // x.shape[1]), _size(x.shape[1])
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _new(x: Tensor, channels: int) -> Tensor:
-    batch, _, height, width = x.shape
-    return torch.empty((batch, height, width, channels), dtype=x.dtype).permute(0, 3, 1, 2)
-
-
-def _concat_elu(x: Tensor, drop: Drop) -> Tensor:
-    out = _new(x, 2 * x.shape[1])
-    _call("concat_elu_forward", x, *_rows(x), pointer(x), *_drop(drop), pointer(out))
-    return out
+def uncouple(y: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """(x, log dx/dy), the inverse of `couple`, as `flowpp.logistic.solve` finds it; without gradients."""
+    return (triton_kernels if y.is_cuda else cpu_kernels).uncouple(y, h, components)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -129,105 +86,61 @@ def _convolve_backward(
 class _EluConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, drop: Drop) -> Tensor:
-        x = _channels_last(x)
+        x = channels_last(x)
         ctx.save_for_backward(x, weight)
         ctx.drop = drop
-        return convolve(_concat_elu(x, drop), weight, bias)
+        return convolve(cpu_kernels.concat_elu(x, drop), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        grad_elu, grad_weight, grad_bias = _convolve_backward(grad, _concat_elu(x, ctx.drop), weight, needs)
-        if grad_elu is None:
-            return None, grad_weight, grad_bias, None
-        grad_x = _new(x, x.shape[1])
-        grad_elu = _channels_last(grad_elu)
-        _call("concat_elu_backward", x, *_rows(x), pointer(grad_elu), pointer(x), *_drop(ctx.drop), pointer(grad_x))
+        convolved = cpu_kernels.concat_elu(x, ctx.drop)
+        grad_elu, grad_weight, grad_bias = _convolve_backward(grad, convolved, weight, needs)
+        grad_x = None if grad_elu is None else cpu_kernels.concat_elu_backward(grad_elu, x, ctx.drop)
         return grad_x, grad_weight, grad_bias, None
 
 
 class _GateNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gates: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
-        x, gates = _channels_last(x), _channels_last(gates)
+        x, gates = channels_last(x), channels_last(gates)
         ctx.save_for_backward(x, gates, gain)
-        out = _new(x, x.shape[1])
-        _call("gate_norm_forward", x, *_rows(x), *map(pointer, (x, gates, gain, bias, out)))
-        return out
+        return cpu_kernels.gate_norm(x, gates, gain, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gates, gain = ctx.saved_tensors
-        grad_x, grad_gates = _new(x, x.shape[1]), _new(x, 2 * x.shape[1])
-        sums = torch.zeros(2, torch.get_num_threads(), x.shape[1], dtype=x.dtype)
-        given = map(pointer, (_channels_last(grad), x, gates, gain, grad_x, grad_gates, *sums))
-        _call("gate_norm_backward", x, *_rows(x), *given)
-        grad_gain, grad_bias = sums.sum(1) if gain is not None else (None, None)
-        return grad_x, grad_gates, grad_gain, grad_bias
+        return cpu_kernels.gate_norm_backward(grad, *ctx.saved_tensors)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: int, drop: Drop) -> Tensor:
-        qkv = _channels_last(qkv)
-        filters = qkv.shape[1] // 3
-        out = _new(qkv, filters)
-        length = qkv.shape[2] * qkv.shape[3]
-        log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)
-        ctx.shape = integers((len(qkv), length, heads)), _size(filters // heads)
-        ctx.drop = drop
+        qkv = channels_last(qkv)
+        out, log_sums = cpu_kernels.attention(qkv, heads, drop)
         ctx.save_for_backward(qkv, out, log_sums)
-        _call("attention_forward", qkv, *ctx.shape, pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
+        ctx.drop = drop
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, out, log_sums = ctx.saved_tensors
-        grad_qkv = _new(qkv, qkv.shape[1])
-        given = map(pointer, (_channels_last(grad), qkv, out, log_sums))
-        _call("attention_backward", qkv, *ctx.shape, *given, *_drop(ctx.drop), pointer(grad_qkv))
-        return grad_qkv, None, None
-
-
-def _collapsible(x: Tensor) -> Tensor:
-    """x, or a copy of it, whose positions lie at one distance from each other."""
-    _, _, height, width = x.shape
-    return x if 1 in (height, width) or x.stride(2) == width * x.stride(3) else x.contiguous()
-
-
-def _shape(x: Tensor, components: int) -> ctypes.Array:
-    batch, channels, height, width = x.shape
-    return integers((batch, channels, height * width, components))
-
-
-def _fields(*tensors: Tensor) -> list[Any]:
-    """Pointer and strides of batch, channel and position of each."""
-    fields: list[Any] = []
-    for x in tensors:
-        position = x.stride(3) if x.shape[3] > 1 else x.stride(2)
-        fields += pointer(x), integers((x.stride(0), x.stride(1), position))
-    return fields
+        return cpu_kernels.attention_backward(grad, qkv, out, log_sums, ctx.drop), None, None
 
 
 class _Couple(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
-        x, h = _collapsible(x), _collapsible(h)
         ctx.save_for_backward(x, h)
         ctx.components = components
-        y, terms = torch.empty(2, *x.shape, dtype=x.dtype)
-        _call("couple", x, _shape(x, components), *_fields(x, h, y, terms))
-        return y, terms
+        return (triton_kernels if x.is_cuda else cpu_kernels).couple(x, h, components)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
         x, h = ctx.saved_tensors
-        grad_x, grad_h = torch.empty(x.shape, dtype=x.dtype), torch.empty_like(h)
-        fields = _fields(_collapsible(grad_y), _collapsible(grad_terms), x, h, grad_x, grad_h)
-        _call("couple_backward", x, _shape(x, ctx.components), *fields)
-        return grad_x, grad_h, None
+        backend = triton_kernels if x.is_cuda else cpu_kernels
+        return *backend.couple_backward(grad_y, grad_terms, x, h, ctx.components), None

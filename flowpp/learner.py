@@ -149,7 +149,7 @@ class Learner:
         """Adds the gradients of a piece in each process; after the last piece all have the sum of all."""
         parallel = self._parallel
         assert isinstance(parallel, DistributedDataParallel)
-        with nullcontext() if last else parallel.no_sync():  # type: ignore[no-untyped-call]
+        with nullcontext() if last else parallel.no_sync():
             loss = parallel(images, noise).sum() / self.training.batch_size
             (loss * self.processes.size).backward()  # the average over the processes undoes the factor
         return loss.detach()
@@ -169,7 +169,9 @@ class Learner:
         parts = side_by_side(gradients, len(images), self.device)
         for _, found in parts:
             for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = _laid_out_as(parameter, gradient) if parameter.grad is None else parameter.grad.add_(gradient)
+                parameter.grad = (
+                    _laid_out_as(parameter, gradient) if parameter.grad is None else parameter.grad.add_(gradient)
+                )
         return torch.stack([loss for loss, _ in parts]).sum()
 
     def save(
@@ -229,7 +231,9 @@ class Learner:
         """Adam's state; of a parameter that no gradient has reached yet, the zeros that it would begin with."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS} | {"step": torch.zeros((), dtype=torch.float32)}
+            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS} | {
+                "step": torch.zeros((), dtype=torch.float32)
+            }
             state = self.optimizer.state.get(parameter) or zeros
             moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
         return moments

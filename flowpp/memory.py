@@ -59,7 +59,7 @@ def micro_batch(training: TrainingConfig) -> int:
 
 
 def estimate(model: ModelConfig, training: TrainingConfig, *, cuda: bool = False) -> Memory:
-    """What one process of a run takes, beside torch itself, on a CPU or on a GPU, whose conditioners have no kernels."""
+    """What one process of a run takes, beside torch itself; on a GPU, whose conditioners have no kernels, more."""
     fused = training.compile and training.conditioner_precision == "float32" and not cuda
     parts = list(_parts(model, fused))
     parameters = sum(part.parameters for part in parts)
@@ -158,7 +158,7 @@ def _coupling(
     parameters += network.block_parameters(gate_kernel=1, context=context) * blocks + model.filters * places
     in_blocks = places * blocks * (network.block_values() + (0 if fused else 4 * context))
     before_last = 1 if fused or not model.output_elu else 4
-    ends = places * (half + model.filters * before_last + half * (widths + 8))
+    ends = places * (half + model.filters * before_last + half * (widths + (3 if fused else 8)))
     wide = 3 if fused else _MIXTURE_TEMPORARIES
     temporary = wide * half * model.components * places if model.coupling == "mixture" else 0
     yield _Part(parameters, in_blocks + ends, in_blocks, temporary, coupling=True)

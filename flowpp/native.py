@@ -28,8 +28,10 @@ SOURCES = Path(__file__).with_name("kernels")
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
-_FLAGS += ("-Wno-psabi", "-fPIC", "-fopenmp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
+    *("-Wno-psabi", "-fPIC", "-fopenmp"),
+)
 
 
 class NotBuilt(RuntimeError):

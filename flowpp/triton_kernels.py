@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowpp.logistic import _most_evaluations
+from flowpp.logistic import evaluation_limits
 
 
 def couple(x2: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def uncouple(y2: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     shape = _checked_shape(h, components, y2)
     y, h = y2.flatten(2), h.flatten(2)
     x, terms = torch.empty_like(y), torch.empty_like(y)
-    limits = {"EPSILON": torch.finfo(y.dtype).eps, "MOST_EVALUATIONS": _most_evaluations(y.dtype)}
+    limits = {"EPSILON": torch.finfo(y.dtype).eps, "MOST_EVALUATIONS": evaluation_limits(y.dtype)[1]}
     # A program goes on until its slowest row rests: one warp, so that few wait.
     _launch(_kernels().uncouple, (y, h, x, terms), y, components, warps=1, **limits)
     return x.unflatten(2, shape), terms.unflatten(2, shape)

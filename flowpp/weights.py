@@ -77,7 +77,8 @@ def load_model(kind: type[Model], directory: Path, device: str | torch.device) -
     name = weights_file(manifest)
     model.load_state_dict(read_tensors(directory, name, model.state_dict()), assign=True)
     model.checkpoint_sha256 = manifest.files[name].sha256
-    return model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # as FlowPP makes them
+    return model.eval()
 
 
 def _some(names: list[str]) -> str:

@@ -208,7 +208,7 @@ def test_at_rest_the_residual_is_4_eps_or_x_cannot_move(device: str, dtype: torc
 def test_bisection_takes_over_where_newton_does_not_settle(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steep steps in a flat landscape, where Newton's method jumps from side to side; within `solve`'s bound."""
     bound = 26 + 2 * math.ceil(math.log2(100.1 * math.exp(7) / (4 * torch.finfo(torch.float64).eps)))
-    monkeypatch.setattr(triton_kernels, "_most_evaluations", lambda dtype: bound)
+    monkeypatch.setattr(triton_kernels, "evaluation_limits", lambda dtype: (24, bound))
     h = torch.zeros(1, 2 + 3 * 5, 1, 30, dtype=torch.float64, device=device)
     *_, means, log_scales = parts(h, 5)
     means.copy_(torch.linspace(-50, 50, 5)[:, None, None])
