@@ -15,7 +15,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-likelihood bench-memory bench-recipes bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-recipes bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench: install  ## training, likelihood, sampling and memory beside a plain base
 
 bench-gpu: install  ## the same on a CUDA device, with TFLOP/s, GB/s and time to bits/dim, into RESULTS.md
 	@$(BIN)/python -m benchmarks.gpu
+
+bench-kernels: install  ## each kernel alone beside plain PyTorch, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.kernels
 
 bench-likelihood: install  ## float32 error, round trips, evaluations of the inverse, bounds: into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.likelihood

@@ -147,8 +147,10 @@ class FlowPP(nn.Module):
             self.log_weight(images, self.draw_noise(len(images), generator))
 
     def fuse(self, fused: bool) -> None:
-        """Computes by fused kernels where there are any for the device, as models do from the beginning, or by plain
-        PyTorch alone. The numbers are the same but for rounding; dropout differs."""
+        """Computes by kernels where the device has them, as a new model does, or by plain PyTorch alone.
+
+        The numbers are the same but for rounding; dropout is other.
+        """
         for module in self.modules():
             if isinstance(module, Fusing):
                 module.fused = fused
@@ -289,9 +291,14 @@ class FlowPP(nn.Module):
         save_model(self, Path(directory))
 
     @classmethod
-    def load(cls, directory: str | Path, device: str | torch.device = "cpu") -> Self:
-        """The model of a checkpoint directory, in evaluation mode, with its EMA weights where it has them."""
-        return load_model(cls, Path(directory), device)
+    def load(cls, directory: str | Path, device: str | torch.device = "cpu", *, compile: bool = True) -> Self:
+        """The model of a checkpoint directory, in evaluation mode, with its EMA weights where it has them.
+
+        `compile=False` is `fuse(False)`: plain PyTorch.
+        """
+        model = load_model(cls, Path(directory), device)
+        model.fuse(compile)
+        return model
 
     def _symbols(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Images and noise in the dtype of the parameters."""

@@ -53,7 +53,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def _keep_memory() -> None:
-    """Lets glibc hold on to what a pass frees, for the next one.
+    """Lets glibc hold on to what a forward pass frees, for the next one; of more it gives back the rest.
 
     It would give blocks of this size back to the kernel at once, which then makes each page anew: a third of the time
     of a small model's forward pass.
@@ -61,7 +61,7 @@ def _keep_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TRIM_THRESHOLD, 256 * 2**20)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -23,7 +23,7 @@ def two_pixel_model(bits: int) -> FlowPP:
     model.initialize(torch.randint(0, config.levels, (256, 1, 1, 2), dtype=torch.uint8))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn(parameter.shape, dtype=torch.float64))
     return model
 
 

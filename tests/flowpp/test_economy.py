@@ -178,16 +178,16 @@ def test_the_images_of_a_forward_pass_are_a_processes_share_or_less() -> None:
     ("available", "words"),
     [
         (
-            30,
+            15,
             r"micro_batch_size \d+ would fit and give the same gradients, and training.activation_checkpointing would",
         ),
-        (1.2, r"take about 9.6 GiB, of 1.2 GiB there are; training.micro_batch_size 1 would fit"),
+        (1.2, r"take about 10.7 GiB, of 1.2 GiB there are; training.micro_batch_size 3 would fit"),
         (0.1, "not even one image fits: choose a smaller model"),
     ],
 )
 def test_advice_names_what_would_fit(available: float, words: str) -> None:
     preset = PRESETS["cifar10"]
-    recipe = preset.training.model_copy(update={"batch_size": 128} if available == 30 else {})
+    recipe = preset.training.model_copy(update={"batch_size": 128} if available == 15 else {})
     with_room = Memory(fixed=10, per_image=5)
     assert (with_room.at(3), with_room.most_images(27), with_room.most_images(3)) == (25, 3, 0)
     assert re.search(words, advice(preset.model, recipe, available * 2**30))
