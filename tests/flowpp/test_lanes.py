@@ -181,7 +181,7 @@ def test_steps_in_two_lanes_repeat_bit_for_bit_with_dropout(
 ) -> None:
     threads(2)
     config = resolve_model("tiny", {"dropout": 0.2}, image_set.shape)
-    first, again = (stepped(config, image_set, 4, **recipe) for _ in range(2))
+    first, again = (stepped(config, image_set, 2, **recipe) for _ in range(2))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
