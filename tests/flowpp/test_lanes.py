@@ -173,9 +173,7 @@ def stepped(
     return learner.model.state_dict()
 
 
-@pytest.mark.parametrize(
-    "recipe", [{}, {"micro_batch_size": 3}, {"activation_checkpointing": True}, {"compile": False}]
-)
+@pytest.mark.parametrize("recipe", [{"micro_batch_size": 3}, {"activation_checkpointing": True}, {"compile": False}])
 def test_steps_in_two_lanes_repeat_bit_for_bit_with_dropout(
     recipe: dict, image_set: ImageSet, threads: Callable[[int], None]
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,22 @@ def test_a_cache_that_cannot_be_written_gives_way_to_a_temporary_directory(
     assert library.parent == temporary / f"flowpp-{os.getuid()}"
     assert library.parent.stat().st_mode & 0o777 == 0o700
     assert native.kernels.__wrapped__(torch.float32) is not None
+
+
+@needs_compiler
+def test_a_user_without_a_home_builds_in_the_temporary_directory(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number which no /etc/passwd knows."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("CXX", str(compiler(tmp_path / "quick-c++")))
+    assert native.build(torch.float32).parent == temporary / f"flowpp-{os.getuid()}"
 
 
 @needs_compiler
