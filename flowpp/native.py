@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,11 +39,19 @@ class NotBuilt(RuntimeError):
     """The kernels cannot be built here; the message says why and what would help."""
 
 
-@lru_cache
+_one_at_a_time = threading.Lock()
+
+
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for float32 or float64, built first where that was not done before; none where it cannot be done."""
     if dtype not in REALS:
         return None
+    with _one_at_a_time:  # lanes may be the first to ask
+        return _loaded(dtype)
+
+
+@lru_cache
+def _loaded(dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(build(dtype)))
     except (NotBuilt, OSError) as error:
@@ -126,8 +135,10 @@ def _processor() -> str:
 
 def _cache() -> Path:
     """A directory of this user that can be written to."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowpp"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "flowpp"
     for directory in (home, Path(tempfile.gettempdir()) / f"flowpp-{os.getuid()}"):
+        if not directory.is_absolute():  # "~" of a user without a home
+            continue
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:

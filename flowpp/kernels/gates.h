@@ -14,8 +14,14 @@ struct Dropout {
     float scale;
 
     Dropout(uint64_t seed, double probability)
-        : low(uint32_t(seed)), high(uint32_t(seed >> 32)), threshold(uint32_t(probability * 4294967296.0)),
-          scale(float(1 / (1 - probability))) {}
+        : threshold(uint32_t(probability * 4294967296.0)), scale(float(1 / (1 - probability))) {
+        // splitmix64 (Steele et al., 2014): seeds that are alike must not be so in either half
+        seed += 0x9e3779b97f4a7c15u;
+        seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9u;
+        seed = (seed ^ (seed >> 27)) * 0x94d049bb133111ebu;
+        seed ^= seed >> 31;
+        low = uint32_t(seed), high = uint32_t(seed >> 32);
+    }
 
     // The factors of a register of elements from `index` on: 0 or 1 / (1 - probability).
     template <class T> V<T> factors(int64_t index) const {

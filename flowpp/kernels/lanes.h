@@ -197,7 +197,7 @@ template <class W> inline W sigmoid(W x) {
     return x < 0 ? e * share : share;
 }
 
-template <class W> inline W log_sigmoid(W z) { return (z < 0 ? z : z * 0) - log1p(exp_down(-abs(z))); }
+template <class W> inline W log_sigmoid(W z) { return min(W{}, z) - log1p(exp_down(-abs(z))); }
 
 template <class W> inline W tanh(W x) {
     W e = exp_down(-2 * abs(x));

@@ -39,11 +39,11 @@ template <class T> struct Mixture {
     typedef V<T> W;
     int k;
     W a, b;
-    std::vector<W> log_weight, mean, log_scale, inverse_scale, below, above, log_sigmoid_, terms, tile;
+    std::vector<W> log_weight, mean, log_scale, inverse_scale, below, above, log_sigmoid_, log_sigmoid_negative, terms, tile;
 
     explicit Mixture(int components)
         : k(components), log_weight(k), mean(k), log_scale(k), inverse_scale(k), below(k), above(k), log_sigmoid_(k),
-          terms(k), tile(2 + 3 * k) {}
+          log_sigmoid_negative(k), terms(k), tile(2 + 3 * k) {}
 
     // Positions of channel c, from p; beyond the first n there is nothing of account.
     void read(const Field<T>& h, int64_t b_, int64_t c, int64_t p, int64_t n) {
@@ -66,7 +66,7 @@ template <class T> struct Mixture {
         for (int j = 0; j < k; j++) {
             log_weight[j] = tile[2 + j] - shift;
             mean[j] = tile[2 + k + j];
-            log_scale[j] = max(tile[2 + 2 * k + j], all<T>(LOG_SCALE_FLOOR));
+            log_scale[j] = max(all<T>(LOG_SCALE_FLOOR), tile[2 + 2 * k + j]);  // in this order NaN stays
             inverse_scale[j] = exp(-log_scale[j]);
         }
     }
@@ -85,13 +85,22 @@ template <class T> struct Mixture {
         }
     }
 
-    // Fills below and above with log pi_k + log sigmoid(+-z_k); the logsumexp of both.
-    void tails(W x, W& log_cdf, W& log_survival) {
+    // What log F and log(1 - F) are sums of: their greatest terms, and the logarithms of what is left with them taken out.
+    struct Tails {
+        W most_below, most_above, rest_below, rest_above;
+        W log_cdf() const { return most_below + rest_below; }
+        W log_survival() const { return most_above + rest_above; }
+    };
+
+    // Fills below and above with log pi_k + log sigmoid(+-z_k), less the greatest of them: as numbers they grow with |z|
+    // and with them their rounding, which their differences are free of.
+    Tails tails(W x) {
         W most_below = all<T>(-HUGE_VAL), most_above = most_below;
         for (int j = 0; j < k; j++) {
             W z = (x - mean[j]) * inverse_scale[j];
             W ls = log_sigmoid(z);
             log_sigmoid_[j] = ls;
+            log_sigmoid_negative[j] = ls - z;
             below[j] = log_weight[j] + ls;
             above[j] = log_weight[j] + (ls - z);
             most_below = max(most_below, below[j]);
@@ -99,36 +108,35 @@ template <class T> struct Mixture {
         }
         W sum_below{}, sum_above{};
         for (int j = 0; j < k; j++) {
-            sum_below += exp_down(below[j] - most_below);
-            sum_above += exp_down(above[j] - most_above);
+            below[j] -= most_below;
+            above[j] -= most_above;
+            sum_below += exp_down(below[j]);
+            sum_above += exp_down(above[j]);
         }
-        log_cdf = most_below + log(sum_below);
-        log_survival = most_above + log(sum_above);
+        return {most_below, most_above, log(sum_below), log(sum_above)};
     }
 
     // u = logit F(x) and log du/dx.
     void logit(W x, W& u, W& log_derivative) {
-        W log_cdf, log_survival;
-        tails(x, log_cdf, log_survival);
+        const Tails found = tails(x);
+        const W log_cdf = found.log_cdf(), log_survival = found.log_survival();
         auto upper = log_cdf > log_survival;
         W most = all<T>(-HUGE_VAL);
         for (int j = 0; j < k; j++) {
-            W other = above[j] - log_weight[j];
-            W term = (upper ? above[j] - log_survival + log_sigmoid_[j] : below[j] - log_cdf + other) - log_scale[j];
+            W term = (upper ? above[j] + log_sigmoid_[j] : below[j] + log_sigmoid_negative[j]) - log_scale[j];
             terms[j] = term;
             most = max(most, term);
         }
         W total{};
         for (int j = 0; j < k; j++) total += exp_down(terms[j] - most);
         u = log_cdf - log_survival;
-        log_derivative = most + log(total) - (upper ? log_cdf : log_survival);
+        log_derivative = most + log(total) - (upper ? found.rest_above : found.rest_below) - (upper ? log_cdf : log_survival);
     }
 
     // Gradients of the parameters into the tile, given those of u and of its log derivative; the gradient of x.
     W gradients(W x, W grad_u, W grad_log_derivative, W& u) {
-        W log_cdf, log_survival;
-        tails(x, log_cdf, log_survival);
-        u = log_cdf - log_survival;
+        const Tails found = tails(x);
+        u = found.log_cdf() - found.log_survival();
         W most = all<T>(-HUGE_VAL);
         for (int j = 0; j < k; j++) {
             terms[j] = above[j] + log_sigmoid_[j] - log_scale[j];
@@ -142,10 +150,10 @@ template <class T> struct Mixture {
         W grad_x{};
         for (int j = 0; j < k; j++) {
             W z = (x - mean[j]) * inverse_scale[j];
-            W grad_below = (grad_u - grad_log_derivative) * exp_down(below[j] - log_cdf);
-            W grad_above = (grad_u + grad_log_derivative) * exp_down(above[j] - log_survival);
+            W grad_below = (grad_u - grad_log_derivative) * exp_down(below[j] - found.rest_below);
+            W grad_above = (grad_u + grad_log_derivative) * exp_down(above[j] - found.rest_above);
             W grad_density = grad_log_derivative * (terms[j] / total);
-            W up = exp_down(log_sigmoid_[j]), down = exp_down(log_sigmoid_[j] - z);
+            W up = exp_down(log_sigmoid_[j]), down = exp_down(log_sigmoid_negative[j]);
             W grad_z = (grad_below + grad_density) * down + (grad_above - grad_density) * up;
             W grad_mean = -inverse_scale[j] * grad_z;
             grad_x -= grad_mean;
@@ -169,7 +177,7 @@ template <class T> struct Mixture {
             high = max(high, root);
             x += exp_down(log_weight[j]) * root;
         }
-        x = min(max(x, low), high);
+        x = min(high, max(low, x));  // in this order NaN stays
         W step = high - low, before = step, tolerance = 4 * epsilon * (1 + abs(u));
         M resting{};
         log_derivative = W{};

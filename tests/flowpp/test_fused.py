@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, glu, layer_norm, scaled_dot_product_attention
 
-from flowpp import fused
+from flowpp import cpu_kernels, fused
 from flowpp.conditioner import GatedAttention, Layers, concat_elu
 from flowpp.config import ModelConfig
-from flowpp.fused import HEAD_SIZES
-from flowpp.logistic import evaluation_limits, mixture_logit, solve
+from flowpp.cpu_kernels import HEAD_SIZES
+from flowpp.logistic import mixture_logit, solve
 from flowpp.model import FlowPP
 from flowpp.native import REALS, kernels
 from tests.flowpp.test_model import ABLATIONS, SMALL, random_images, trained_looking
@@ -235,10 +235,9 @@ def test_couple_and_uncouple_take_the_half_of_an_image_where_it_lies(layout: str
             strict=True,
         ):
             torch.testing.assert_close(found, expected, **DOUBLE)
-        limits = evaluation_limits(h.dtype)
         for found, expected in zip(
-            fused.uncouple(half, h, 3, limits),
-            fused.uncouple(half.contiguous(), h.contiguous(), 3, limits),
+            fused.uncouple(half, h, 3),
+            fused.uncouple(half.contiguous(), h.contiguous(), 3),
             strict=True,
         ):
             assert torch.equal(found, expected)
@@ -301,7 +300,7 @@ def test_uncouple_undoes_couple(components: int, dtype: torch.dtype) -> None:
     for layout, shape in COUPLED.items():
         x, h = (laid_out(tensor.to(dtype), layout) for tensor in coupling(components, shape, layout))
         y, terms = fused.couple(x, h, components)
-        back, minus_terms = fused.uncouple(y, h, components, evaluation_limits(dtype))
+        back, minus_terms = fused.uncouple(y, h, components)
         epsilon = torch.finfo(dtype).eps
         # where the density all but vanishes, many x share one y
         room = 64 * epsilon * ((1 + y.abs()) * (-terms).exp() + 1 + x.abs())
@@ -319,7 +318,7 @@ def test_uncouple_rests_where_solve_does(dtype: torch.dtype, scale: float) -> No
     h = h.to(dtype)
     h[:, :2] = 0  # y is u itself
     u = (scale * normal(1, 1, 1, n, seed=5)).to(dtype)
-    x, minus_slope = fused.uncouple(u, h, components, evaluation_limits(dtype))
+    x, minus_slope = fused.uncouple(u, h, components)
     reached, log_slope = fused.couple(x, h, components)
     epsilon = torch.finfo(dtype).eps
     residual = (reached - u).abs()
@@ -336,23 +335,22 @@ def test_uncouple_rests_where_solve_does(dtype: torch.dtype, scale: float) -> No
 def test_an_elements_result_depends_on_no_other_element(dtype: torch.dtype) -> None:
     """Bit for bit, whatever else is in the batch, in the channel or in the register, and wherever it lies."""
     x, h = (tensor.to(dtype) for tensor in coupling(3, (3, 2, 5, 7)))
-    limits = evaluation_limits(dtype)
     whole = (
         *fused.couple(x, h, 3),
-        *fused.uncouple(x, h, 3, limits),
+        *fused.uncouple(x, h, 3),
         *outcomes(lambda x, h: fused.couple(x, h, 3), [x, h]),
     )
     for b, c, i, j in ((0, 0, 0, 0), (1, 1, 2, 3), (2, 1, 4, 6)):
         one_x = x[b, c, i, j].reshape(1, 1, 1, 1).clone()
         one_h = h[b].unflatten(0, (2, 11))[c, :, i, j].reshape(1, 11, 1, 1).clone()
-        found = *fused.couple(one_x, one_h, 3), *fused.uncouple(one_x, one_h, 3, limits)
+        found = *fused.couple(one_x, one_h, 3), *fused.uncouple(one_x, one_h, 3)
         for value, expected in zip(found, whole[:4], strict=True):
             assert torch.equal(value[0, 0, 0, 0], expected[b, c, i, j])
         others_x, others_h = (1e3 * normal(*tensor.shape, seed=7).to(dtype) for tensor in (x, h))
         others_x[b, c, i, j] = x[b, c, i, j]
         others_h.unflatten(1, (2, 11))[b, c, :, i, j] = h.unflatten(1, (2, 11))[b, c, :, i, j]
         again = outcomes(lambda x, h: fused.couple(x, h, 3), [others_x, others_h])
-        found = *again[:2], *fused.uncouple(others_x, others_h, 3, limits), *again
+        found = *again[:2], *fused.uncouple(others_x, others_h, 3), *again
         for value, expected in zip(found[:7], whole[:7], strict=True):
             assert torch.equal(value[b, c, i, j], expected[b, c, i, j])
 
@@ -384,7 +382,7 @@ def test_couple_gives_nan_for_nan_and_for_that_element_alone(where: str, dtype: 
 def test_uncouple_gives_nan_for_nan_and_ends(where: str, dtype: torch.dtype) -> None:
     x, h = (tensor.to(dtype) for tensor in coupling(3, (1, 1, 1, 20)))
     put_nan(x, h, where)
-    back, terms = fused.uncouple(x, h, 3, evaluation_limits(dtype))
+    back, terms = fused.uncouple(x, h, 3)
     assert back.isnan().flatten().nonzero().tolist() == [[5]]
     assert terms.isnan().flatten().nonzero().tolist() == [[5]]
 
@@ -425,7 +423,7 @@ def test_convolution_gate_and_attention_give_nan_for_nan_where_plain_pytorch_doe
 def test_a_batch_of_nothing_gives_nothing() -> None:
     x, h = torch.zeros(0, 2, 3, 4), torch.zeros(0, 22, 3, 4)
     assert fused.couple(x, h, 3)[0].shape == x.shape
-    assert fused.uncouple(x, h, 3, evaluation_limits(x.dtype))[0].shape == x.shape
+    assert fused.uncouple(x, h, 3)[0].shape == x.shape
     assert fused.gate_norm(x, torch.zeros(0, 4, 3, 4), None, None).shape == x.shape
     assert fused.attention(torch.zeros(0, 12, 3, 4), 1, NONE).shape == (0, 4, 3, 4)
 
@@ -446,7 +444,7 @@ def test_two_threads_give_what_one_gives(dtype: torch.dtype) -> None:
                     outcomes(lambda x: fused.elu_convolution(x, weight, shift, (0.3, 5)), [x]),
                     outcomes(lambda qkv: fused.attention(qkv, 3, (0.3, 5)), [qkv]),
                     outcomes(lambda x, h: fused.couple(x, h, 8), [half, h]),
-                    list(fused.uncouple(half, h, 8, evaluation_limits(dtype))),
+                    list(fused.uncouple(half, h, 8)),
                     outcomes(fused.gate_norm, [x, gates, gain, bias]),
                 ]
             )
@@ -519,8 +517,8 @@ def test_in_float32_a_fused_model_is_as_near_to_float64_as_a_plain_one(model: Fl
 
 def test_the_switch_turns_every_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    call = fused._call
-    monkeypatch.setattr(fused, "_call", lambda name, *arguments: (called.append(name), call(name, *arguments)))
+    call = cpu_kernels._call
+    monkeypatch.setattr(cpu_kernels, "_call", lambda name, *arguments: (called.append(name), call(name, *arguments)))
     torch.manual_seed(0)
     model = FlowPP(ModelConfig(**SMALL))
     images = random_images(model.config, 2)
