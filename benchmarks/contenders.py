@@ -6,6 +6,7 @@ whatever else the machine does meets both.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -145,18 +146,23 @@ def unlike_samples(one: Contender, other: Contender) -> float:
     return float((one.sample() != other.sample()).mean())
 
 
-def interleave(calls: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> np.ndarray:
-    """The seconds that each call took, float64 [rounds, calls], in rounds of one call each, until `seconds` are over.
+def interleave(timers: Sequence[Callable[[], float]], seconds: float) -> np.ndarray:
+    """The seconds that each timer tells, float64 [rounds, timers], in rounds of one each, until `seconds` are over.
 
     A round goes before, which counts in nothing; then at least `LEAST_ROUNDS`.
     """
-    for call in calls:
-        timed(call, device)
+    for timer in timers:
+        timer()
     rounds: list[list[float]] = []
     begin = time.perf_counter()
     while len(rounds) < LEAST_ROUNDS or (time.perf_counter() - begin < seconds and len(rounds) < MOST_ROUNDS):
-        rounds.append([timed(call, device) for call in calls])
+        rounds.append([timer() for timer in timers])
     return np.array(rounds)
+
+
+def interleave_calls(calls: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> np.ndarray:
+    """As `interleave`, of calls that are timed here."""
+    return interleave([partial(timed, call, device) for call in calls], seconds)
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 
 from benchmarks import time_to_bits
-from benchmarks.contenders import MEASURES, Baseline, Contender, Flowpp, disagreement, interleave, learner_of, to_tensor
+from benchmarks.contenders import (
+    MEASURES,
+    Baseline,
+    Contender,
+    Flowpp,
+    disagreement,
+    interleave_calls,
+    learner_of,
+    to_tensor,
+)
 from benchmarks.gpu_measures import (
     FULL,
     INITIALIZING,
@@ -109,7 +118,7 @@ def baseline_text(plan: Plan, images: np.ndarray, device: torch.device) -> str:
     rows = []
     for name, measure in MEASURES.items():
         calls = [partial(measure, contender) for contender in contenders]
-        times = fitting(partial(interleave, calls, plan.seconds, device))
+        times = fitting(partial(interleave_calls, calls, plan.seconds, device))
         if times is None:
             rows.append([name, *[NO_MEMORY] * 4])
             continue

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from benchmarks.contenders import MEASURES, Flowpp, interleave, learner_of, timed, to_tensor
+from benchmarks.contenders import MEASURES, Flowpp, interleave_calls, learner_of, timed, to_tensor
 from benchmarks.memory import resident
 from flowpp import triton_kernels
 from flowpp.config import ModelConfig, TrainingConfig
@@ -118,7 +118,7 @@ def train(case: Case, images: np.ndarray, device: torch.device, seconds: float) 
     ours = Flowpp(learner, fitted[: case.batch])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = interleave([ours.train], seconds, device)
+    times = interleave_calls([ours.train], seconds, device)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
     return Trained(case.batch / float(np.median(times)), peak / 1e9)
 
@@ -140,7 +140,7 @@ def inference(plan: Plan, images: np.ndarray, device: torch.device) -> dict[tupl
     for measure in ("likelihood", "sampling"):
         for batch in plan.batches:
             call = partial(MEASURES[measure], Flowpp(learner, images[:batch]))
-            times = fitting(partial(interleave, [call], plan.seconds, device))
+            times = fitting(partial(interleave_calls, [call], plan.seconds, device))
             rates[measure, batch] = None if times is None else batch / float(np.median(times))
     return rates
 
@@ -183,7 +183,7 @@ def kernels(plan: Plan, device: torch.device) -> list[Kernel]:
 
     found = []
     for name, (call, size) in calls.items():
-        times = interleave([partial(repeat, call)], plan.seconds / 3, device)
+        times = interleave_calls([partial(repeat, call)], plan.seconds / 3, device)
         found.append(Kernel(name, float(np.median(times)) / repeats, size))
     return found
 

@@ -1,16 +1,17 @@
 """flowpp beside the plain baseline on a CPU: training, likelihood, sampling and peak memory. `make bench`.
 
 Both have one model and one batch of real images, and agree in log-likelihood before anything is timed. Their timings
-alternate; figures are medians. Peak memory is that of a process of its own for each. Writes its section of
-benchmarks/RESULTS.md.
+alternate; figures are medians. Each is timed in a process of its own, as it would be used: the kernels let glibc keep
+freed memory, which would speed up the baseline, too. Writes its section of benchmarks/RESULTS.md.
 """
 
 import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from benchmarks.contenders import (
     disagreement,
     interleave,
     learner_of,
+    timed,
     to_tensor,
     unlike_samples,
     without_kernels,
@@ -101,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = real_images()
     with Progress() as progress:
-        task = progress.add_task("measuring", total=2 * len(SIZES) * len(MEASURES))
+        task = progress.add_task("measuring", total=len(SIZES) * (1 + len(MEASURES)))
         found = [measure(size, images.training, lambda: progress.advance(task)) for size in SIZES]
     text = report(found, images.name)
     print(text)
@@ -112,11 +114,7 @@ def main() -> None:
 def measure(
     size: Size, images: np.ndarray, advance: Callable[[], object], seconds: dict[str, float] = SECONDS
 ) -> Measured:
-    """On the first of images, uint8 [N, H, W, C]. `advance` is called once for each of 2 * len(MEASURES) parts."""
-    memory = {}
-    for name in (PLAIN, EAGER, OURS):  # before this process takes its own
-        memory[name] = peak_in_a_process(size, name, images)
-        advance()
+    """On the first of images, uint8 [N, H, W, C]. `advance` is called after each of 1 + len(MEASURES) parts."""
     contenders = build(size, images)
     measured = Measured(
         size,
@@ -124,9 +122,14 @@ def measure(
         unlike_samples(contenders[OURS], contenders[PLAIN]),
         [],
     )
-    for name in MEASURES:
-        measured.rows.extend(compare(size, name, contenders, seconds[name]))
+    names = [name for name in contenders if name != BFLOAT16 or size.bfloat16]
+    with ExitStack() as children:
+        processes = {name: children.enter_context(Process(size, name, images)) for name in names}
+        memory = {name: process.ask("peak") / 2**30 for name, process in processes.items()}
         advance()
+        for name in MEASURES:
+            measured.rows.extend(compare(size, name, processes, seconds[name]))
+            advance()
     rates = {row.measure: row.second for row in measured.rows}
     of_likelihood = rates["sampling"] / rates["likelihood"]
     ours = Row("sampling beside our likelihood", rates["likelihood"], rates["sampling"], of_likelihood, OF_LIKELIHOOD)
@@ -151,10 +154,10 @@ def build(size: Size, images: np.ndarray) -> dict[str, Contender]:
     return contenders
 
 
-def compare(size: Size, measure: str, contenders: dict[str, Contender], seconds: float) -> list[Row]:
+def compare(size: Size, measure: str, processes: dict[str, "Process"], seconds: float) -> list[Row]:
     """The row of a measure, and another for training in bfloat16."""
-    names = [name for name in contenders if name != BFLOAT16 or measure == "training"]
-    times = interleave([partial(MEASURES[measure], contenders[name]) for name in names], seconds, CPU)
+    names = [name for name in processes if name != BFLOAT16 or measure == "training"]
+    times = interleave([partial(processes[name].ask, measure) for name in names], seconds)
     rate = dict(zip(names, size.batch / np.median(times, axis=0), strict=True))
     pairs = dict(zip(names, (times[:, :1] / times).T, strict=True))
     rows = []
@@ -174,36 +177,61 @@ def compare(size: Size, measure: str, contenders: dict[str, Contender], seconds:
     return rows
 
 
-def peak_in_a_process(size: Size, name: str, images: np.ndarray) -> float:
-    """GiB that training takes in a process that does nothing else, of `PLAIN`, `OURS` or `EAGER`."""
-    code = "import sys; from benchmarks.speed import print_peak; print_peak(*sys.argv[1:])"
-    child = subprocess.run(
-        [sys.executable, "-c", code, size.model.model_dump_json(), str(size.batch), name],
-        check=True,
-        input=images[:INITIALIZING].tobytes(),
-        stdout=subprocess.PIPE,
-    )
-    return int(child.stdout) / 2**30
+class Process:
+    """A process that has one contender and does what it is asked to."""
+
+    def __init__(self, size: Size, name: str, images: np.ndarray) -> None:
+        code = "import sys; from benchmarks.speed import serve; serve(*sys.argv[1:])"
+        arguments = [size.model.model_dump_json(), str(size.batch), name]
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._child.stdin is not None
+        self._child.stdin.write(images[:INITIALIZING].tobytes())
+
+    def ask(self, what: str) -> float:
+        """Seconds of one of `MEASURES`, or, before anything else, the bytes at the "peak" of training."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(f"{what}\n".encode())
+        self._child.stdin.flush()
+        return float(self._child.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.communicate(timeout=60)
 
 
-def print_peak(model: str, batch: str, name: str) -> None:
-    """Prints the bytes that two training steps take beyond what was there before the model, on images from stdin."""
+def serve(model: str, batch: str, name: str) -> None:
+    """Answers what stdin asks, a line each, on the images that come before."""
     size = Size("", ModelConfig.model_validate_json(model), int(batch), {})
     channels, height, width = size.model.image_shape
-    images = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(-1, height, width, channels)
+    given = sys.stdin.buffer.read(INITIALIZING * channels * height * width)
+    images = np.frombuffer(given, np.uint8).reshape(-1, height, width, channels)
     torch.nn.functional.conv2d(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 3, 3))  # what libraries allocate at first use
     before = resident("VmRSS")
-    contender: Contender
+    contender = _contender(size, name, images)
+    for line in sys.stdin.buffer:
+        if (asked := line.decode().strip()) == "peak":
+            for _ in range(2):
+                contender.train()
+            print(resident("VmHWM") - before, flush=True)
+        else:
+            print(timed(partial(MEASURES[asked], contender), CPU), flush=True)
+
+
+def _contender(size: Size, name: str, images: np.ndarray) -> Contender:
+    batch = images[: size.batch]
     if name == PLAIN:
         plain = FlowPP(size.model)
+        plain.fuse(False)
         plain.initialize(to_tensor(images))
-        contender = Baseline(plain, images[: size.batch])
-    else:
-        learner = learner_of(size.model, size.recipe(), CPU, to_tensor(images))
-        contender = Flowpp(without_kernels(learner) if name == EAGER else learner, images[: size.batch])
-    for _ in range(2):
-        contender.train()
-    print(resident("VmHWM") - before)
+        return Baseline(plain, batch)
+    recipe = size.recipe("bfloat16" if name == BFLOAT16 else "float32")
+    learner = learner_of(size.model, recipe, CPU, to_tensor(images))
+    return Flowpp(without_kernels(learner) if name == EAGER else learner, batch)
 
 
 def report(found: list[Measured], images: str) -> str:
