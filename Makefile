@@ -77,6 +77,7 @@ bench-service: install  ## requests/s and latency of likelihood over HTTP beside
 docs: install  ## draw docs/architecture.svg and list docs/errors.md from the code
 	@$(BIN)/python -m docs.architecture
 	@$(BIN)/python -m docs.errors
+	@$(BIN)/python -m docs.observability
 
 clean:  ## remove .venv, caches, demo_output/ and benchmark_output/; keep data/
 	rm -rf .venv demo_output benchmark_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

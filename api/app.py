@@ -13,6 +13,7 @@ from api.addresses import Addresses
 from api.auth import BEARER, Identification
 from api.bodies import check_media_type
 from api.intake import Intake
+from api.observation import Observation
 from api.queries import PREFIX, check_query
 from api.routes import (
     artifacts,
@@ -22,13 +23,17 @@ from api.routes import (
     health,
     jobs,
     likelihood_jobs,
+    metrics,
     presets,
     sampling_jobs,
+    status,
     training_jobs,
     webhooks,
 )
 from api.webhooks import Sender
+from flowpp import logs
 from worker.finished import Finished
+from worker.metrics import ServiceMetrics, serving, together
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
@@ -45,7 +50,10 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`: [all of t
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
-    service = Service(settings or Settings())
+    settings = settings or Settings()
+    if settings.log_format == "json":
+        _log_as_json()
+    service = Service(settings)
     finished = Finished(service.settings.redis_url)
     sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
 
@@ -53,9 +61,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         service.settings.redis_url, decode_responses=True, socket_timeout=30
     )
 
+    registry = together(ServiceMetrics(service.redis))
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with service, Reaper(service), Recorder(service, LEAVE_SECONDS):
+        port = service.settings.metrics_port
+        with service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
             async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
@@ -70,16 +81,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.finished = finished
+    app.state.metrics = registry
     problems.install(app)
     redaction.install()
     app.add_middleware(Identification, settings=service.settings, connections=connections)
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
+    app.add_middleware(Observation)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
     of_all = [Depends(BEARER), Depends(check_query), Depends(check_media_type)]
-    for module in (*resources, webhooks):
+    for module in (*resources, webhooks, status):
         app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.include_router(errors.router)
     openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app
+
+
+def _log_as_json() -> None:
+    logs.install(clean=redaction.redacted)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # which has given them handlers of their own
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True

@@ -29,6 +29,8 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 PROTECTED = "/v1/"
+METRICS = "/metrics"
+"""It tells of everybody's jobs."""
 
 BEARER = HTTPBearer(
     auto_error=False,
@@ -49,7 +51,7 @@ class Refused(Exception):
 
 
 class Identification:
-    """ASGI middleware before all of /v1: puts the `Caller` into the request's state, or answers 401, 403 or 429."""
+    """ASGI middleware before /metrics and all of /v1: puts the `Caller` into the request's state, or answers 401, 403 or 429."""
 
     def __init__(self, app: ASGIApp, settings: Settings, connections: ConnectionPool) -> None:
         self._app = app
@@ -69,7 +71,7 @@ class Identification:
             log.warning("authentication is off: who can reach this machine's loopback can do everything")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(PROTECTED):
+        if scope["type"] != "http" or not scope["path"].startswith((PROTECTED, METRICS)):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
@@ -84,7 +86,7 @@ class Identification:
             if self._authentication:
                 caller = await self._identify(request.headers)
                 counted |= await self._count(caller)
-                _check_scope(caller, request.method)
+                _check_scope(caller, request)
             else:
                 _check_local(scope, request.headers)
                 caller = Caller()
@@ -130,10 +132,13 @@ class Identification:
         return headers
 
 
-def _check_scope(caller: Caller, method: str) -> None:
-    wanted: KeyScope = "read" if method in ("GET", "HEAD", "OPTIONS") else "submit"
+def _check_scope(caller: Caller, request: Request) -> None:
+    what: str = request.method
+    wanted: KeyScope = "read" if what in ("GET", "HEAD", "OPTIONS") else "submit"
+    if request.scope["path"].startswith(METRICS):
+        what, wanted = METRICS, "admin"
     if not caller.may(wanted):
-        raise Refused(403, "scope_missing", f"this key lacks the scope {wanted!r}, which {method} needs")
+        raise Refused(403, "scope_missing", f"this key lacks the scope {wanted!r}, which {what} needs")
 
 
 def _check_local(scope: Scope, headers: Headers) -> None:

@@ -13,12 +13,14 @@ from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
 from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail
 from api.commands.sampling import sample
+from api.commands.status import status
 from api.commands.training import train
 from api.stack import Stack, StackError, exit_on_signals
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__, epilog=EXIT_CODES
 )
+app.command()(status)
 app.add_typer(datasets.app, name="datasets")
 app.command()(train)
 app.command()(likelihood)

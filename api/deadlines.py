@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from api.dependencies import CallerOf, ServiceOf
 from api.idempotency import Creation, IdempotencyKey
+from api.observation import request_id_of
 from worker.submission import Terms
 
 LEAST_SECONDS = 5
@@ -51,7 +52,7 @@ class JobCreation(Creation):
 
     def terms(self, values: Any, files: Iterable[tuple[str, Path | bytes]] = ()) -> Terms:
         """On what the job is submitted, by the content of the request. Raises as `claim`."""
-        return Terms(self.caller, self.claim(values, files), self.cancel_after)
+        return Terms(self.caller, self.claim(values, files), self.cancel_after, request_id_of(self.request))
 
 
 async def _job_creation(

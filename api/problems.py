@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import secrets
 from http import HTTPStatus
 from typing import Any
 
@@ -15,8 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from api.errors import uri_of
+from api.observation import REQUEST_ID, request_id_of
 from api.redaction import redacted
 from flowpp.data import BadImages
+from flowpp.logs import about
 from worker.artifacts import DamagedArtifact
 from worker.connection import UNREACHABLE
 from worker.object_store import StoreUnavailable
@@ -43,6 +44,7 @@ class Problem(BaseModel):
     detail: str = Field(description="A sentence: what was wrong, where, and what would be right.")
     code: str = Field(description="Stable, for programs; /docs/errors lists all.", examples=["invalid_request"])
     instance: str = Field(description="The path of the request.")
+    request_id: str = Field(description="The service's log names it; the answer's X-Request-ID, too.")
     errors: list[FieldProblem] = []
 
 
@@ -76,6 +78,7 @@ def problem(
         detail=redacted(detail),
         code=code,
         instance=redacted(request.url.path),
+        request_id=request_id_of(request),
         errors=[FieldProblem(path=redacted(each.path), detail=redacted(each.detail)) for each in errors],
     )
     return JSONResponse(content.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
@@ -182,11 +185,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def internal(request: Request, error: Exception) -> JSONResponse:
-        reference = secrets.token_hex(8)
+        reference = request_id_of(request)
         path = redacted(request.url.path)
-        logger.error("request %s failed: %s %s", reference, request.method, path, exc_info=error)
+        with about(request_id=reference):
+            logger.error("request %s failed: %s %s", reference, request.method, path, exc_info=error)
         detail = f"the service failed; its log tells why under {reference}"
-        return problem(request, 500, "internal_error", detail)
+        # Starlette answers so around all middleware, which would add the header
+        return problem(request, 500, "internal_error", detail, headers={REQUEST_ID: reference})
 
 
 def _methods(request: Request) -> set[str]:

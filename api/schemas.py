@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowpp.config import ModelConfig, TrainingConfig
 from worker.jobs import Job, JobError, JobStatus, JobType
+from worker.overview import Overview
 from worker.paging import Page
 from worker.webhooks import WebhookEvent
 
@@ -96,6 +97,21 @@ class Health(BaseModel):
 
     status: Literal["ok", "unready"]
     missing: list[str] = Field([], description="What it waits for, in words.")
+
+
+class Readiness(Health):
+    """Health, part by part."""
+
+    checks: dict[Literal["redis", "store", "training", "inference"], str] = Field(
+        description="ok, or what is missing, in words; of workers also unknown, while Redis does not tell of them.",
+        examples=[{"redis": "ok", "store": "ok", "training": "no training worker", "inference": "ok"}],
+    )
+
+
+class Status(Overview):
+    """What the service has to do, and who is there to do it."""
+
+    object: Literal["status"] = "status"
 
 
 class JobEventData(BaseModel):

@@ -66,9 +66,8 @@ class Stack:
             environment = self._environment(cleanup, held)
             cleanup.callback(self._stop_children)
             for name, command in self._commands().items():
-                self.children[name] = child.start(
-                    [sys.executable, "-m", *command], self._log(name), environment, pass_fds=[held.fileno()]
-                )
+                command, own = [sys.executable, "-m", *command], environment | _metrics_port(name)
+                self.children[name] = child.start(command, self._log(name), own, pass_fds=[held.fileno()])
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
         return self
@@ -176,6 +175,14 @@ class Stack:
                 child.sweep(process)
                 process.wait()
             self.children.clear()
+
+
+def _metrics_port(name: str) -> dict[str, str]:
+    """The training worker has the one that is set, inference the next; the API answers /metrics on its own port."""
+    port = os.environ.get("FLOWPP_METRICS_PORT", "")
+    if not port.isdecimal() or int(port) == 0:
+        return {}
+    return {"FLOWPP_METRICS_PORT": {"training": port, "inference": str(int(port) + 1)}.get(name, "0")}
 
 
 def lock(data: Path) -> IO[str]:

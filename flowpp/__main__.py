@@ -5,6 +5,7 @@ inside the commands, so that help and errors come at once.
 """
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ import numpy as np
 import typer
 from pydantic import ValidationError
 
+from flowpp import logs
 from flowpp.checkpoint import BadCheckpoint
-from flowpp.console import BadInput, errors, show_training, stopping_on_signals, track
+from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
@@ -104,7 +106,7 @@ def train(
                 shown = events(run_directory, device=device.value, stop=stop.is_set)
                 for event in show_training(shown, total, json_events):
                     recorder.step = event.step
-            errors.print(recorder.sentence)
+            say(recorder.sentence)
             processes.leave()
 
 
@@ -294,6 +296,8 @@ def _check_free(output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exits with its code."""
+    if logs.as_json():
+        logs.install()
     try:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
@@ -311,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _exit(code: int, sentence: str) -> NoReturn:
-    errors.print(f"flowpp: {sentence}")
+    say(f"flowpp: {sentence}", logging.ERROR)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import signal
 import sys
 import threading
@@ -14,12 +15,24 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flowpp.logs import as_json
+
 if TYPE_CHECKING:
     from flowpp.training import Event
+
+log = logging.getLogger(__name__)
 
 _TIMES = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
 
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(sentence: str, level: int = logging.INFO) -> None:
+    """On stderr: as it is, or as a log line where these are JSON."""
+    if as_json():
+        log.log(level, "%s", sentence)
+    else:
+        errors.print(sentence)
 
 
 class BadInput(ValueError):
@@ -51,7 +64,7 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
             with unless_the_disk_is_full():
                 _print_event(event)
                 if event.note:
-                    errors.print(event.note)
+                    say(event.note)
             yield event
         return
     columns = (
@@ -68,7 +81,7 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
             if task is None:  # a resumed run begins further on; the estimate must not take that for speed
                 task = progress.add_task("", total=steps, completed=event.step - 1, numbers="")
             if event.note:
-                errors.print(event.note)
+                say(event.note)
             latest |= event.metrics
             progress.update(task, completed=event.step, numbers=_numbers(latest))
             yield event

@@ -11,8 +11,9 @@ from flowpp.checkpoint import complete_checkpoint
 from flowpp.data import encode_png
 from flowpp.durable import replace_file
 from flowpp.learner import Learner
-from flowpp.run_directory import RunDirectory, TrainingError
+from flowpp.run_directory import TENSORBOARD, RunDirectory, TrainingError
 from flowpp.sampling import image_grid
+from flowpp.tensorboard import EventFile
 
 PATIENCE_SECONDS = 300
 """How long the last checkpoint of a run waits for the disk."""
@@ -35,10 +36,17 @@ class Ledger:
         self._leader = learner.processes.leader
         self._dataset_sha256 = dataset_sha256
         self._warm_start_sha256 = warm_start_sha256
+        self._events = EventFile(run)
         self._rows: list[dict[str, Any]] = []
+        self._unshown: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._again_at = 0.0
         self._late_since: float | None = None
+
+    def begin(self) -> None:
+        """Makes the event file of what the run has written before."""
+        if self._leader:
+            self._tried(TENSORBOARD, self._events.write)
 
     def note(self, sentence: str | None) -> None:
         """To be told with the next event."""
@@ -57,6 +65,7 @@ class Ledger:
             step, images_seen = self._learner.step, self._learner.images_seen
             self._rows.append({"step": step, "images_seen": images_seen, "time": time.time(), **metrics})
             self._tried("metrics", self._append)
+            self._show()
 
     def samples(self, images: np.ndarray) -> None:
         """Writes a grid of samples, uint8 [n, H, W, C], of the learner's step."""
@@ -66,8 +75,8 @@ class Ledger:
             path.parent.mkdir(exist_ok=True)
             replace_file(path, encode_png(image_grid(images)))
 
-        if self._leader:
-            self._tried(path.name, write)
+        if self._leader and self._tried(path.name, write):
+            self._tried(TENSORBOARD, lambda: self._events.samples(self._learner.step))
 
     def complete_checkpoint(self, metrics: Mapping[str, float]) -> None:
         """Adds its metrics to the checkpoint of a step that was stopped before they were known."""
@@ -112,6 +121,8 @@ class Ledger:
             raise TrainingError(
                 "disk_full", f"{path} could not be written for {PATIENCE_SECONDS} s", self._learner.step
             )
+        if self._leader:
+            self._show()
         if not self._leader or self.owing:
             return None
         self._run.prune(self._learner.training.keep_checkpoints)
@@ -120,7 +131,13 @@ class Ledger:
     def _append(self) -> None:
         if self._rows:
             self._run.append_metrics(self._rows)
+            self._unshown += self._rows
             self._rows.clear()
+
+    def _show(self) -> None:
+        """Brings the event file up to metrics.jsonl; one that could not be written is made anew."""
+        rows, self._unshown = self._unshown, []
+        self._tried(TENSORBOARD, lambda: self._events.rows(rows))
 
     def _tried(self, what: str, write: Callable[[], None]) -> bool:
         try:

@@ -26,7 +26,7 @@ from flowpp.config import Frozen, ModelConfig, TrainingConfig
 from flowpp.durable import replace_file
 
 CONFIG, METRICS, RESULT, CURVE = "config.json", "metrics.jsonl", "result.json", "training_curve.png"
-SAMPLES = "samples"
+SAMPLES, TENSORBOARD = "samples", "tensorboard"
 
 Code = Literal["out_of_memory", "nan_loss", "bad_dataset", "disk_full", "internal"]
 """Why a run failed."""

@@ -134,6 +134,7 @@ def _steps(
     ledger = Ledger(run, learner, image_set.sha256, _weights_sha256(config.resume_from))
     ledger.note(note)
     unfinished = processes.any(processes.leader and _take_up(run, recipe, learner.step))
+    ledger.begin()
     stopping = processes.any(stop())
     timer = Timer()
     while not stopping and (unfinished or learner.step < recipe.steps):

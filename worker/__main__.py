@@ -11,11 +11,13 @@ import sys
 import threading
 from typing import Any
 
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 from pydantic import ValidationError
 
+from flowpp import logs
 from flowpp.run_directory import describe
 from worker.jobs import Queue
+from worker.metrics import GpuMetrics, claimed, serving, together
 from worker.presence import Presence
 from worker.queue import QUEUES
 from worker.reaper import Reaper
@@ -46,10 +48,11 @@ def run(queue: Queue) -> int:
             pool="threads",
             concurrency=1,
             loglevel="INFO",
+            quiet=logs.as_json(),  # no banner
             without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
             without_gossip=True,
         )
-        with Presence(service.redis, queue, name):
+        with Presence(service.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
             worker.start()
         return int(worker.exitcode or 0)
 
@@ -60,7 +63,9 @@ def _training(service: Service, name: str, shutdown: threading.Event) -> Any:
     def training(job_id: str) -> None:
         """Runs the training job that has waited longest."""
         if not shutdown.is_set():
-            for job in service.jobs.claim("training", name):
+            jobs = service.jobs.claim("training", name)
+            claimed(jobs)
+            for job in jobs:
                 train(service, job, shutdown)
 
     return training
@@ -78,12 +83,20 @@ def _inference(service: Service, name: str, shutdown: threading.Event) -> Any:
     return inference
 
 
+def _leave_logging_as_it_is(**_: Any) -> None:
+    pass  # Celery asks nothing but whether somebody listens
+
+
 def main() -> int:
     """Exit codes: 0 ended by SIGTERM, 1 failed, 2 bad arguments or settings."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__.partition("\n")[0])
     parser.add_argument("queue", choices=list(QUEUES))
     queue: Queue = parser.parse_args().queue
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if logs.as_json():
+        logs.install()
+        setup_logging.connect(_leave_logging_as_it_is)
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings()
     except ValidationError as error:

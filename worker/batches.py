@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 
 from flowpp.model import FlowPP
+from worker.metrics import BATCH_IMAGES, BATCH_SECONDS, IMAGES
 from worker.models import Checkpoints
 from worker.warm import WarmModels
 from worker.work import WORK, Work
@@ -112,7 +113,8 @@ class Lanes:
         try:
             self._compute_rows(batch, batch.rows)
         except Exception as error:
-            log.exception("a batch of %d jobs failed", len(works))
+            alone = works[0].job.subject if len(works) == 1 else None
+            log.exception("a batch of %d jobs failed", len(works), extra=alone)
             if len(works) == 1:
                 batch.failed[works[0]] = error
                 return
@@ -120,13 +122,17 @@ class Lanes:
                 try:
                     self._compute_rows(batch, [row for row in batch.rows if row[0] is work])
                 except Exception as error:
-                    log.exception("job %s cannot be computed", work.job.id)
+                    log.exception("job %s cannot be computed", work.job.id, extra=work.job.subject)
                     batch.failed[work] = error
 
     def _compute_rows(self, batch: Batch, rows: list[tuple[Work, int]]) -> None:
         works = list(dict.fromkeys(work for work, _ in rows))
+        kind, began = works[0].job.type, time.monotonic()
         batch.model = self._model(works)
-        results = WORK[works[0].job.type].compute(batch.model, rows, self._batch_size)
+        results = WORK[kind].compute(batch.model, rows, self._batch_size)
+        BATCH_SECONDS.labels(kind).observe(time.monotonic() - began)
+        BATCH_IMAGES.labels(kind).observe(len(rows))
+        IMAGES.labels(kind).inc(len(rows))
         for (work, index), row in zip(rows, results, strict=True):
             batch.computed.setdefault(work, []).append((index, row))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from worker.batches import Batch, Lanes, next_batch
 from worker.jobs import Job
 from worker.lease import Lease
+from worker.metrics import claimed
 from worker.results import Results
 from worker.service import Service
 from worker.warm import WarmModels
@@ -80,7 +81,7 @@ class Inference:
         room = self._batch_size - sum(work.size for work in works if work.size <= self._batch_size)
         if room <= 0:
             return []
-        return self._service.jobs.claim(
+        jobs = self._service.jobs.claim(
             "inference",
             self._name,
             room,
@@ -88,6 +89,8 @@ class Inference:
             larges=_LARGES - larges,
             awake_seconds=_AWAKE_SECONDS,
         )
+        claimed(jobs)
+        return jobs
 
 
 class _Held:
@@ -109,7 +112,7 @@ class _Held:
             try:
                 self.works.append(WORK[job.type](self._service, job))
             except Exception as error:
-                log.exception("job %s cannot begin", job.id)
+                log.exception("job %s cannot begin", job.id, extra=job.subject)
                 self._results.fail(job, error)
 
     def step(self, stopping: bool, look_seconds: float | None) -> bool:
@@ -150,6 +153,7 @@ class _Held:
         for job in [work.job for work in self.works if self._lease.holds(work.job)]:
             if self._lease.lost(job):
                 self._lease.let_go(job)
+                self._lease.ended(job, None)
                 continue
             unwanted = all_of_them or self._lease.wish(job) != "running"
             if unwanted and self._results.end(job, "stopped") == "queued":

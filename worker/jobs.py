@@ -100,6 +100,7 @@ class Job(BaseModel):
     size: int = Field(1, exclude=True, description="How much of a batch it fills.")
     artifacts: str = Field("", exclude=True, description="Where in the store its artifacts are; empty: nowhere yet.")
     ended: str = Field("", exclude=True, description="Why the attempt before ended, in words.")
+    request_id: str = Field("", exclude=True, description="Of the HTTP request that asked for it.")
     failures: int = Field(0, exclude=True, description="Failed attempts since one made progress.")
 
     @property
@@ -109,6 +110,11 @@ class Job(BaseModel):
     @property
     def queue(self) -> Queue:
         return QUEUE_OF[self.type]
+
+    @property
+    def subject(self) -> dict[str, str | int]:
+        """What log lines of its attempt are about."""
+        return {"request_id": self.request_id, "job_id": self.id, "attempt": self.attempt}
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class NewJob:
     total_steps: int | None = None
     cancel_after: int | None = None
     """Seconds."""
+    request_id: str = ""
 
 
 def new_job_id() -> str:
@@ -169,6 +176,8 @@ class Jobs:
             "group": new.group,
             "size": str(new.size),
         }
+        if new.request_id:
+            fields["request_id"] = new.request_id
         if new.total_steps is not None:
             fields["progress"] = Progress.at(0, new.total_steps).model_dump_json()
         if new.cancel_after is not None:

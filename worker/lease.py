@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from typing import Self
 
 from worker.connection import UNREACHABLE
 from worker.jobs import Job, Jobs, JobStatus
+from worker.metrics import ATTEMPTS, LEASES_LOST
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +22,13 @@ class Lease:
     def __init__(self, jobs: Jobs, held: Iterable[Job]) -> None:
         self._jobs = jobs
         self._wishes: dict[str, JobStatus | None] = {}
-        self._held = {job.id: job for job in held}
+        self._held: dict[str, Job] = {}
+        self._since: dict[str, float] = {}
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        for job in held:
+            self.hold(job)
 
     def wish(self, job: Job) -> JobStatus | None:
         """What is wished of the job: running, pausing or cancelling; none where the attempt has lost it."""
@@ -43,6 +48,7 @@ class Lease:
         with self._changing:
             self._wishes.pop(job.id, None)
             self._held[job.id] = job
+            self._since[job.id] = time.monotonic()
 
     def let_go(self, job: Job) -> None:
         """Of a job that has ended; another attempt of it stays."""
@@ -50,6 +56,12 @@ class Lease:
             if self.holds(job):
                 self._held.pop(job.id)
                 self._wishes.pop(job.id, None)
+
+    def ended(self, job: Job, status: JobStatus | None) -> None:
+        """Counts an attempt that has ended, by what the job then is; none: it was lost."""
+        began = self._since.pop(job.id, None)
+        if began is not None:
+            ATTEMPTS.labels(job.type, status or "lost").observe(time.monotonic() - began)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -77,4 +89,6 @@ class Lease:
     def _hear(self, job: Job, wish: JobStatus | None) -> None:
         with self._changing:
             if self._held.get(job.id) is job:  # not let go of, nor held in a later attempt, since it was asked for
+                if wish is None and not self.lost(job):
+                    LEASES_LOST.labels(job.type).inc()
                 self._wishes[job.id] = wish

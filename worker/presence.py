@@ -1,8 +1,6 @@
 """Which workers are there, and what memory they offer: each says so every few seconds, by Redis's clock."""
 
 import logging
-import shutil
-import subprocess
 import threading
 from typing import Any, Self
 
@@ -11,6 +9,7 @@ from redis import Redis
 
 from flowpp.memory import of_machine
 from worker.connection import UNREACHABLE, redis_time
+from worker.gpus import gpus
 from worker.jobs import Queue
 
 log = logging.getLogger(__name__)
@@ -33,13 +32,9 @@ class Memory(BaseModel):
 
 
 def own_memory() -> Memory:
-    """This machine's. A worker must not touch CUDA, so the driver's own tool is asked."""
-    if tool := shutil.which("nvidia-smi"):
-        command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
-        if asked.returncode == 0 and sizes:
-            return Memory(bytes=min(sizes) * 2**20, shared=False)
+    """This machine's."""
+    if found := gpus():
+        return Memory(bytes=min(gpu.total_bytes for gpu in found), shared=False)
     return Memory(bytes=of_machine(), shared=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Self
 
 from worker.connection import UNREACHABLE, redis_time
+from worker.metrics import REAPED
 from worker.queue import QUEUES
 from worker.service import Service
 
@@ -58,6 +59,7 @@ class Clock:
         if self._ahead is not None and abs(ahead - self._ahead) > lease_seconds / _RENEWALS:
             log.warning("Redis's clock was moved by %+.0f s; leases are trusted again in a while", ahead - self._ahead)
             self._trusted_from = now + lease_seconds
+            REAPED.labels("clock_moved").inc()
         self._ahead = ahead
         return now < self._trusted_from
 
@@ -69,15 +71,18 @@ def reap(service: Service, trusted: bool = True) -> list[str]:
     """
     ended = service.jobs.reap(trusted and not _just_started(service))
     for job_id in ended:
-        log.warning("job %s lost its worker: its lease ran out", job_id)
+        log.warning("job %s lost its worker: its lease ran out", job_id, extra={"job_id": job_id})
+        REAPED.labels("attempt_ended").inc()
     if trusted:
         for job_id in service.jobs.cancel_due():
-            log.info("job %s is cancelled: its Cancel-After ran out", job_id)
-        service.delete_expired()
-    service.delete_ended()
+            log.info("job %s is cancelled: its Cancel-After ran out", job_id, extra={"job_id": job_id})
+            REAPED.labels("cancelled").inc()
+        REAPED.labels("expired").inc(service.delete_expired())
+    REAPED.labels("deleted").inc(service.delete_ended())
     for queue, name in QUEUES.items():
         for job_id in service.jobs.waiting(queue)[int(service.redis.llen(name)) :]:
             service.bells.ring(queue, job_id)
+            REAPED.labels("bell_rung").inc()
     return ended
 
 

@@ -58,11 +58,13 @@ class Results:
     def end(self, job: Job, outcome: Outcome, **what: Any) -> JobStatus | None:
         """What the job now is; none where it was not this attempt's any more, which ends nobody else's batch."""
         self._lease.let_go(job)
+        status: JobStatus | None = None
         try:
-            return self._service.jobs.end(job, outcome, **what)
+            status = self._service.jobs.end(job, outcome, **what)
         except StaleAttempt as error:
-            log.warning("%s; what it did is dropped", error)
-            return None
+            log.warning("%s; what it did is dropped", error, extra=job.subject)
+        self._lease.ended(job, status)
+        return status
 
     def __enter__(self) -> Self:
         return self
@@ -79,13 +81,15 @@ class Results:
             try:
                 done.append((work.job, *self._written(work, model), progress))
             except Exception as error:
-                log.exception("the result of job %s cannot be written", work.job.id)
+                log.exception("the result of job %s cannot be written", work.job.id, extra=work.job.subject)
                 self.fail(work.job, error)
         for job, *_ in done:
             self._lease.let_go(job)
         for (job, *_), status in zip(done, self._service.jobs.succeed(done) if done else (), strict=True):
+            self._lease.ended(job, status)
             if status is None:
-                log.warning("attempt %d of job %s is not the current one; what it did is dropped", job.attempt, job.id)
+                said = "attempt %d of job %s is not the current one; what it did is dropped"
+                log.warning(said, job.attempt, job.id, extra=job.subject)
         for each in reached:
             if not each.done:
                 self._progress(each.work.job, each.progress)
@@ -94,8 +98,9 @@ class Results:
         try:
             self._service.jobs.set_progress(job, progress)
         except StaleAttempt as error:
-            log.warning("%s; what it did is dropped", error)
+            log.warning("%s; what it did is dropped", error, extra=job.subject)
             self._lease.let_go(job)
+            self._lease.ended(job, None)
 
     def _written(self, work: Work, model: FlowPP) -> tuple[dict[str, Any], str]:
         """A work's result, and where its files are."""

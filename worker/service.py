@@ -52,11 +52,6 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def check(self) -> None:
-        """Raises `redis.RedisError` where Redis does not answer, `OSError` where the store cannot be written."""
-        self.redis.ping()
-        self.store.check()
-
     def check_bytes(self, caller: Caller) -> None:
         """Raises `OverQuota` where the caller's owner stores as much as it may."""
         quota = caller.quota.max_bytes
@@ -99,27 +94,31 @@ class Service:
         shutil.rmtree(self.run_directory(job_id), ignore_errors=True)  # there is one where it was paused
         return True
 
-    def delete_ended(self) -> None:
-        """Removes the jobs that were to be, and have ended since."""
+    def delete_ended(self) -> int:
+        """Removes the jobs that were to be, and have ended since; how many."""
+        deleted = 0
         for job_id in self.jobs.deleting():
             try:
                 if self.jobs.get(job_id).finished:
-                    self.delete_job(job_id)
+                    deleted += self.delete_job(job_id)
             except NotFound:
                 log.info("job %s was deleted by another process", job_id)
             except Conflict as error:  # tried again, when the reaper looks again
                 log.info("job %s is not deleted yet: %s", job_id, error)
+        return deleted
 
-    def delete_expired(self) -> None:
-        """Removes the likelihood and sampling jobs that are older than their results are kept."""
+    def delete_expired(self) -> int:
+        """Removes the likelihood and sampling jobs that are older than their results are kept; how many."""
+        deleted = 0
         for job_id in self.jobs.expired():
             try:
                 self.store.delete(f"jobs/{job_id}")  # first, so that it is tried again where the store is away
-                self.delete_job(job_id)
+                deleted += self.delete_job(job_id)
             except NotFound:
                 log.info("job %s was deleted by another process", job_id)
             except OSError as error:
                 log.warning("job %s has expired and is not deleted yet: %s", job_id, error)
+        return deleted
 
     def artifacts(self, job: Job) -> Manifest:
         """The files that a job has left. Raises `NotFound` where it has left none yet."""

@@ -3,7 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, IPvAnyNetwork, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -70,6 +70,17 @@ class Settings(BaseSettings):
 
     model_cache_bytes: int = Field(2048 * MiB, ge=0, description="Warm models' parameters in an inference worker.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images a forward pass in the inference worker.")
+
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or as JSON objects, one a line, for programs that collect them."
+    )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Where this process answers GET /metrics, on all addresses and without a key; 0: nowhere. "
+        "`flowpp serve` gives it to its training worker, and the next one to its inference worker.",
+    )
 
     @field_validator("webhook_networks", mode="before")
     @classmethod

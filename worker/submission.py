@@ -33,12 +33,13 @@ class Terms:
     """On what terms a job is submitted.
 
     It is `caller`'s, who must own what it uses; `claim` is of an idempotency key; and it is cancelled `cancel_after`
-    seconds from now, if it has not finished.
+    seconds from now, if it has not finished. Log lines of its attempts name `request_id`.
     """
 
     caller: Caller = ANYBODY
     claim: str = ""
     cancel_after: int | None = None
+    request_id: str = ""
 
 
 PLAIN = Terms()
@@ -153,6 +154,7 @@ def _submit(service: Service, planned: _Planned, terms: Terms) -> Job:
         owner=terms.caller.owner,
         total_steps=planned.total_steps,
         cancel_after=terms.cancel_after,
+        request_id=terms.request_id,
     )
     settings = service.settings
     waiting = settings.max_queued_training if QUEUE_OF[new.type] == "training" else settings.max_queued_inference

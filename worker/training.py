@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -11,18 +12,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowpp.checkpoint import BadCheckpoint, read_manifest, step_of
 from flowpp.data import BadImages
+from flowpp.logs import about, variables
 from flowpp.memory import advice
-from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, Result, RunDirectory
+from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, TENSORBOARD, Result, RunDirectory
 from worker import child
 from worker.artifacts import DamagedArtifact
 from worker.attempt import held, prepare, say_process
+from worker.child_log import heard, sentence
 from worker.jobs import TERMINAL, Job, JobError, JobStatus, Outcome, StaleAttempt
 from worker.lease import Lease
+from worker.metrics import IMAGES
 from worker.models import Checkpoint, best
 from worker.pace import Pace
 from worker.presence import own_memory
@@ -43,18 +48,22 @@ _BAD_INPUT = 2  # the command line's exit status for what another attempt would 
 
 def train(service: Service, job: Job, shutdown: threading.Event) -> None:
     """Runs the attempt that has claimed `job`, to its end or until the worker is to shut down."""
-    with Lease(service.jobs, [job]) as lease:
+    with about(**job.subject), Lease(service.jobs, [job]) as lease:
+        log.info("attempt %d of job %s begins", job.attempt, job.id)
         try:
             status = _run(service, job, lease, shutdown)
         except Stopped:
             status = service.jobs.end(job, "stopped")
         except StaleAttempt as error:
             log.warning("%s; it was ended", error)
+            lease.ended(job, None)
             return
         except Exception as error:
             failure = JobError(code="internal", message=f"{type(error).__name__}: {error}")
             log.exception("attempt %d of job %s crashed", job.attempt, job.id)
             status = service.jobs.end(job, "crashed", error=failure)
+        lease.ended(job, status)
+        log.info("attempt %d of job %s has ended: it is %s", job.attempt, job.id, status)
     if status in TERMINAL:
         shutil.rmtree(service.run_directory(job.id), ignore_errors=True)
     elif status == "queued":
@@ -114,7 +123,7 @@ def _supervise(
     kills = memory_kills()
     with held(run) as lock:
         command = training_command(run, job.plan["training"].get("num_processes", 1), service.settings.grace_seconds)
-        process = child.start(command, run.path / LOG, pass_fds=[lock.fileno()])
+        process = child.start(command, run.path / LOG, os.environ | variables(**job.subject), pass_fds=[lock.fileno()])
         say_process(lock, process.pid)
     try:
         while not _ended(process):
@@ -170,7 +179,7 @@ def outcome(run: RunDirectory, status: int, asked: bool) -> tuple[Outcome, JobEr
         return result.status, None
     if asked:  # before it could heed the signal, or after the grace period
         return "stopped", None
-    last = child.tail(run.path / LOG, lines=1)
+    last = sentence(child.tail(run.path / LOG, lines=1))
     if status < 0:
         name = signal.Signals(-status).name
         return "crashed", JobError(code="internal", message=f"the training process was ended by {name}")
@@ -205,8 +214,9 @@ def _store_artifacts(service: Service, job: Job, run: RunDirectory, name: str) -
         for artifact in _ARTIFACTS:
             if (run.path / artifact).exists():
                 shutil.copyfile(run.path / artifact, Path(directory) / artifact)
-        if (run.path / SAMPLES).exists():
-            shutil.copytree(run.path / SAMPLES, Path(directory) / SAMPLES, ignore=shutil.ignore_patterns(".*"))
+        for folder in (SAMPLES, TENSORBOARD):
+            if (run.path / folder).exists():
+                shutil.copytree(run.path / folder, Path(directory) / folder, ignore=shutil.ignore_patterns(".*"))
         service.store.put(prefix, Path(directory), job.model_dump(mode="json"))
     return prefix
 
@@ -216,6 +226,7 @@ class Reporter:
 
     def __init__(self, service: Service, job: Job, run: RunDirectory, began_at: int = 0) -> None:
         self._began_at = began_at  # the step of the checkpoint that the attempt goes on from
+        self._counted = began_at
         self._service = service
         self._job = job
         self._run = run
@@ -233,10 +244,8 @@ class Reporter:
     def tell(self) -> None:
         """Appends new metrics and log lines to the events, and stores new checkpoints."""
         self._tell_metrics([json.loads(line) for line in self._metrics.read()])
-        for line in self._log.read():
-            if line.strip() and not line.startswith(b"{"):  # the child's JSON lines repeat its metrics
-                text = line.decode(errors="replace").rstrip()[:_MAX_LINE]
-                self._service.events.append(self._job, "log", {"line": text})
+        for text in chain.from_iterable(map(heard, self._log.read())):
+            self._service.events.append(self._job, "log", {"line": text[:_MAX_LINE]})
         self._warn_of_the_disk()
         if time.monotonic() >= self._store_again_at:
             try:
@@ -294,7 +303,10 @@ class Reporter:
         for row in rows:
             self._service.events.append(self._job, "metrics", row)
         if rows:
-            self._service.jobs.set_progress(self._job, self._pace.at(rows[-1]["step"]))
+            step = rows[-1]["step"]
+            self._service.jobs.set_progress(self._job, self._pace.at(step))
+            IMAGES.labels("training").inc(max(0, step - self._counted) * self._recipe["batch_size"])
+            self._counted = max(self._counted, step)
 
     def _store(self, path: Path, instead_of: Checkpoint | None) -> None:
         try:

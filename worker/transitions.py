@@ -10,6 +10,8 @@ flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
 flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
+flowpp:training              sorted set of the ids of training jobs that a worker holds, by when it claimed them
+flowpp:counts                hash: how many jobs there are of each <type>:<status>; where it is deleted, they are counted anew
 flowpp:deadlines             sorted set of the ids of unfinished jobs by when they are cancelled
 flowpp:expiring              sorted set of the ids of finished jobs by when they are deleted
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
@@ -84,6 +86,7 @@ class Transitions:
         self._end = script("end")
         self._reap = script("reap")
         self._cancel_due = script("cancel_due")
+        self._count = script("count")
         self._register = script("register")
         self._unregister = script("unregister")
         self._recorded = script("recorded")
@@ -146,6 +149,10 @@ class Transitions:
     def cancel_due(self) -> list[str]:
         """The ids of the jobs whose time to be cancelled has come: they are so now, or cancelling."""
         return self._cancel_due()
+
+    def count(self) -> None:
+        """Counts the jobs by type and status, where that was never done: all of them, once."""
+        self._count()
 
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 from flowpp.devices import resolve_device
 from flowpp.model import FlowPP
+from worker.metrics import WARM_MODELS
 from worker.models import Checkpoint, Checkpoints
 
 
@@ -25,9 +26,11 @@ class WarmModels:
                 model = FlowPP.load(self._checkpoints.fetch(checkpoint), self.device).eval().requires_grad_(False)
                 size = sum(tensor.nbytes for tensor in model.state_dict().values())
                 self._models[checkpoint.id] = model, size
+                WARM_MODELS.labels(checkpoint.id).set(size)
             self._models.move_to_end(checkpoint.id)
             while len(self._models) > 1 and sum(size for _, size in self._models.values()) > self._capacity:
-                self._models.popitem(last=False)
+                evicted, _ = self._models.popitem(last=False)
+                WARM_MODELS.remove(evicted)
             return self._models[checkpoint.id][0]
 
     def __contains__(self, checkpoint_id: str) -> bool:

@@ -17,7 +17,7 @@ What is raised: api.client.errors. It needs httpx, httpx-sse and pydantic, and n
 from collections.abc import Callable
 from typing import Self
 
-from api.client.calls import Awaited, Blocking, Resource, W
+from api.client.calls import Awaited, Blocking, Resource, W, call
 from api.client.creations import LikelihoodJobs, SamplingJobs, TrainingJobs
 from api.client.errors import ClientError, DamagedDownload, ProblemError, Unreachable
 from api.client.jobs import Jobs
@@ -34,10 +34,14 @@ from api.client.objects import (
     Metrics,
     Preset,
     Progress,
+    QueueState,
+    Readiness,
+    RunningTraining,
+    Status,
     Webhook,
 )
 from api.client.resources import Checkpoints, Datasets, Presets
-from api.client.transport import Transport
+from api.client.transport import Transport, parsed
 from api.client.webhooks import Webhooks
 
 __all__ = [
@@ -58,6 +62,10 @@ __all__ = [
     "Preset",
     "ProblemError",
     "Progress",
+    "QueueState",
+    "Readiness",
+    "RunningTraining",
+    "Status",
     "Unreachable",
     "Webhook",
 ]
@@ -91,6 +99,20 @@ class _Service(Resource[W]):
         self.checkpoints: Checkpoints[W] = Checkpoints(way, self._transport)
         self.presets: Presets[W] = Presets(way, self._transport)
         self.webhooks: Webhooks[W] = Webhooks(way, self._transport)
+
+    @property
+    def url(self) -> str:
+        return self._transport.url
+
+    @call
+    async def readiness(self) -> Readiness:
+        """Whether the service can work, and what it waits for. Needs no key."""
+        return parsed(Readiness, await self._transport.ask("/readyz"))
+
+    @call
+    async def status(self) -> Status:
+        """What the service does at the moment."""
+        return await self._transport.get(Status, "/v1/status")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._transport.url!r})"

@@ -183,3 +183,40 @@ class Page(Answer, Generic[T]):
     data: list[T]
     last_id: str | None
     has_more: bool
+
+
+class Readiness(Answer):
+    status: str
+    """ok or unready."""
+    missing: list[str]
+    """In words."""
+    checks: dict[str, str]
+    """Of redis, store, training and inference: ok, what is missing, or unknown."""
+
+
+class QueueState(Answer):
+    workers: int
+    waiting: int
+    wait_seconds: float
+    """For so long the job whose turn is next has waited."""
+
+
+class RunningTraining(Answer):
+    """A training job that a worker holds, with the last that it has told."""
+
+    id: str
+    status: str
+    owner: str
+    progress: Progress | None
+    train_bits_per_dim: float | None
+    validation_bits_per_dim: float | None
+    images_per_second: float | None
+    checkpoint_at: float | None
+
+
+class Status(Answer):
+    at: float
+    queues: dict[str, QueueState]
+    jobs: dict[str, dict[str, int]]
+    """How many there are, by type and status."""
+    training: list[RunningTraining]

@@ -82,6 +82,13 @@ class Transport:
         except httpx.TransportError as error:
             raise Unreachable(self.url, str(error) or type(error).__name__) from error
 
+    async def ask(self, path: str) -> httpx.Response:
+        """Whatever is answered, once: also a refusal."""
+        try:
+            return await self._http.get(path)
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, str(error) or type(error).__name__) from error
+
     async def get(self, kind: type[R], path: str) -> R:
         return parsed(kind, await self.request("GET", path))
 

@@ -1,12 +1,11 @@
 """Whether the process lives, and whether the service can work."""
 
 from fastapi import APIRouter, Response
-from redis import RedisError
 
 from api.dependencies import ServiceOf
-from api.schemas import Health
-from worker import presence
+from api.schemas import Health, Readiness
 from worker.queue import QUEUES
+from worker.readiness import faults
 
 router = APIRouter(tags=["health"])
 
@@ -17,18 +16,17 @@ def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Health, "description": "Something is missing."}})
-def readyz(response: Response, service: ServiceOf) -> Health:
-    """200 where Redis, store and a worker of each kind are there; else 503 and what is missing."""
-    missing = []
-    try:
-        service.check()
-        missing += [f"no {queue} worker" for queue in QUEUES if not presence.count(service.redis, queue)]
-    except RedisError as error:
-        missing.append(f"Redis does not answer: {type(error).__name__}")
-    except OSError as error:
-        missing.append(f"the store cannot be written: {error.strerror}")
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Something is missing."}})
+def readyz(response: Response, service: ServiceOf) -> Readiness:
+    """200 where Redis and the store take what is written and a worker of each kind is there.
+
+    Else 503 and what is missing.
+    """
+    missing = faults(service)
+    checks = dict.fromkeys(("redis", "store", *QUEUES), "ok")
+    if "redis" in missing:
+        checks |= dict.fromkeys(QUEUES, "unknown")
     if missing:
         response.status_code = 503
-        return Health(status="unready", missing=missing)
-    return Health(status="ok")
+    status = "unready" if missing else "ok"
+    return Readiness.model_validate({"status": status, "missing": list(missing.values()), "checks": checks | missing})

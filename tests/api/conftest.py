@@ -1,9 +1,10 @@
 """What the tests of the API's room share: a running stack, an API without workers, and photographs to send."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -23,9 +24,24 @@ from worker.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack"), port=0) as stack:
+def metrics_port() -> int:
+    """Of the training worker of the stack; that of the inference worker is the next one."""
+    while True:
+        port = free_port()
+        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"), port=0)
+    with pytest.MonkeyPatch.context() as environment:  # of its processes, not of others'
+        environment.setenv("FLOWPP_METRICS_PORT", str(metrics_port))
+        stack.start()
+    try:
         yield stack
+    finally:
+        stack.stop()
 
 
 @pytest.fixture(scope="session")

@@ -82,13 +82,6 @@ def test_unknown_paths_and_methods_are_problems(http: httpx.Client) -> None:
         assert response.json()["instance"] == response.request.url.path
 
 
-def test_readyz_names_the_workers_that_are_missing(http: httpx.Client) -> None:
-    assert http.get("/healthz").json()["status"] == "ok"
-    response = http.get("/readyz")
-    assert response.status_code == 503
-    assert response.json()["missing"] == ["no training worker", "no inference worker"]
-
-
 def test_without_redis_the_api_answers_503(service: Service, tmp_path: Path) -> None:
     import asyncio
 

@@ -297,6 +297,8 @@ def test_a_job_is_paused_resumed_and_deleted_while_it_runs(stack: Stack, client:
 
 COMPLETIONS = [
     ("flowpp jo", ["jobs"]),
+    ("flowpp sta", ["status"]),
+    ("flowpp status --js", ["--json"]),
     ("flowpp jobs pa", ["pause"]),
     ("flowpp train x --preset imagenet64", ["imagenet64", "imagenet64-5bit"]),
     ("flowpp checkpoints upload x.npz --preset c", ["cifar10"]),

@@ -83,6 +83,7 @@ class Visitor:
             "webhook_id": self._ids("webhooks"),
         }
         paths = self.http.get("/openapi.json").json()["paths"]
+        del paths["/v1/status"]  # of the moment
         for path in [path for path, methods in paths.items() if path.startswith("/v1/") and "get" in methods]:
             name = next((name for name in ids if f"{{{name}}}" in path), None)
             for place in [path.replace(f"{{{name}}}", each) for each in ids[name]] if name else [path]:

@@ -15,6 +15,7 @@ for _, id in ipairs(waiting) do
     if get(id, 'ended') ~= '' then said = said .. '; the one before ended: ' .. get(id, 'ended') end
     become(id, 'running', {worker = worker, message = said})
     redis.call('ZADD', 'flowpp:leases', seconds(now() + lease), id)
+    if queue == 'training' then redis.call('ZADD', 'flowpp:training', seconds(now()), id) end
     table.insert(taken, {id, redis.call('HGETALL', key(id))})
     redis.call('HSET', 'flowpp:turn:' .. queue, '', get(id, 'turn'))
     if group == '' or filled >= capacity then break end

@@ -20,6 +20,7 @@ redis.call('ZREM', 'flowpp:expiring', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
+count(id, -1)
 changed(id) -- the recorder deletes what is stored of a job that is not there
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'

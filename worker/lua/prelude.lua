@@ -103,12 +103,25 @@ local function forget_estimate(id)
   set(id, 'progress', cjson.encode(progress))
 end
 
+-- A job in flowpp:counts, by what it now is.
+local function count(id, by)
+  local status = get(id, 'status')
+  if status ~= '' then redis.call('HINCRBY', 'flowpp:counts', get(id, 'type') .. ':' .. status, by) end
+end
+
+local function set_status(id, status)
+  count(id, -1)
+  set(id, 'status', status)
+  count(id, 1)
+end
+
 -- The one place where a status changes.
 local function become(id, status, data)
   local queue, t = get(id, 'queue'), now()
   redis.call('ZREM', 'flowpp:queued:' .. queue, id)
   redis.call('ZREM', 'flowpp:leases', id)
-  set(id, 'status', status)
+  redis.call('ZREM', 'flowpp:training', id)
+  set_status(id, status)
   forget_estimate(id)
   if status == 'queued' then
     if get(id, 'turn') == '' then take_turn(id, queue) end
@@ -135,7 +148,7 @@ end
 
 -- A job keeps its lease while it is asked to stop.
 local function wish(id, status, message)
-  set(id, 'status', status)
+  set_status(id, status)
   emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt')), message = message}))
   changed(id)
   return status
