@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 class Identification:
-    """ASGI middleware before /metrics and all of /v1: puts the `Caller` into the request's state, or answers 401, 403 or 429."""
+    """ASGI middleware before /metrics and all of /v1: puts the `Caller` into the state, or answers 401, 403 or 429."""
 
     def __init__(self, app: ASGIApp, settings: Settings, connections: ConnectionPool) -> None:
         self._app = app

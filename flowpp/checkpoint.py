@@ -6,7 +6,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,10 @@ class BadCheckpoint(ValueError):
     """A checkpoint that is missing, incomplete, damaged or of another kind; the message names the file."""
 
 
+Quantiles = Annotated[list[float], Field(min_length=101, max_length=101)]
+QUANTILES = "Bits/dim of the validation images at 0, 1, ..., 100 %, where they were scored at this step."
+
+
 class StoredFile(Frozen):
     """Size in bytes and content hash of a file."""
 
@@ -43,6 +47,7 @@ class Manifest(Frozen):
     step: int = Field(0, ge=0, description="Optimizer steps taken.")
     images_seen: int = Field(0, ge=0)
     metrics: dict[str, float] = Field({}, description="Of this very step; validation only where it was evaluated.")
+    validation_quantiles: Quantiles | None = Field(None, description=QUANTILES)
     unlogged: dict[str, float] = Field({}, description="Sums over the steps since the last metrics, for a resume.")
     learning_rate_factor: float = Field(1, gt=0, le=1, description="Less than 1 after the run was rolled back.")
     dataset_sha256: str | None = Field(None, description="Content hash of the image set.")
@@ -74,9 +79,12 @@ def write_directory(directory: Path, writers: Mapping[str, Callable[[Path], None
             file.write(complete.model_dump_json(indent=2).encode())
 
 
-def complete_checkpoint(directory: Path, metrics: Mapping[str, float], unlogged: Mapping[str, float]) -> None:
-    """Gives a checkpoint that was written before its step was evaluated the metrics that it lacked."""
-    manifest = read_manifest(directory).model_copy(update={"metrics": dict(metrics), "unlogged": dict(unlogged)})
+def complete_checkpoint(
+    directory: Path, metrics: Mapping[str, float], quantiles: Sequence[float] | None, unlogged: Mapping[str, float]
+) -> None:
+    """Gives a checkpoint that was written before its step was evaluated what it lacked."""
+    lacked = {"metrics": dict(metrics), "validation_quantiles": quantiles, "unlogged": dict(unlogged)}
+    manifest = read_manifest(directory).model_copy(update=lacked)
     replace_file(directory / MANIFEST, manifest.model_dump_json(indent=2).encode())
 
 

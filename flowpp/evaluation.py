@@ -1,6 +1,7 @@
 """What a run looks at every so often: validation bits/dim and samples of its average weights, unless it is to stop."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,8 +23,16 @@ def spread(images: np.ndarray, most: int) -> np.ndarray:
     return images[np.arange(n) * len(images) // max(n, 1)]
 
 
-def evaluate(learner: Learner, images: np.ndarray, stop: Callable[[], bool]) -> dict[str, float] | None:
-    """Validation metrics of uint8 images [N, H, W, C], under noise that is the same each time; none where stopped.
+@dataclass(frozen=True)
+class Looked:
+    """What a look came to: `metrics`, and the bits/dim of the validation images at 0, 1, ..., 100 %, where scored."""
+
+    metrics: dict[str, float]
+    validation_quantiles: list[float] | None = None
+
+
+def evaluate(learner: Learner, images: np.ndarray, stop: Callable[[], bool]) -> Looked | None:
+    """Of uint8 validation images [N, H, W, C], under noise that is the same each time; none where stopped.
 
     Each process scores its share of the images. Raises `NonFiniteLoss`.
     """
@@ -52,7 +61,7 @@ def evaluate(learner: Learner, images: np.ndarray, stop: Callable[[], bool]) -> 
     if not np.isfinite(list(metrics.values())).all():
         message = f"at step {learner.step} the validation images had {scores.mean:.4g} bits/dim"
         raise NonFiniteLoss(learner.step, message)
-    return metrics
+    return Looked(metrics, np.quantile(scores.bits_per_dim, np.linspace(0, 1, 101)).tolist())
 
 
 def draw_samples(learner: Learner, stop: Callable[[], bool]) -> np.ndarray | None:

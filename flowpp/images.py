@@ -1,6 +1,7 @@
 """Single images: decoded from files that strangers send, encoded as PNG, reduced to fewer bits."""
 
 import io
+import math
 import threading
 import warnings
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def image_grid(images: np.ndarray) -> np.ndarray:
+    """Images, uint8 [N, H, W, C], in one of uint8 [rows * H, columns * W, C], nearly square; empty places black."""
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    grid = np.zeros((rows * columns, height, width, channels), np.uint8)
+    grid[:n] = images
+    return grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
 
 
 def reduce_bits(images: np.ndarray, bits: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A learner: a model with its moving average and optimizer, which takes steps and whose state a checkpoint holds."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -181,6 +181,7 @@ class Learner:
         metrics: Mapping[str, float],
         unlogged: Mapping[str, float],
         dataset_sha256: str,
+        validation_quantiles: Sequence[float] | None = None,
         warm_start_sha256: str | None = None,
     ) -> None:
         """Writes a checkpoint from which `load` goes on bit for bit. `unlogged` is what `self.unlogged` reads.
@@ -195,6 +196,7 @@ class Learner:
             step=self.step,
             images_seen=self.images_seen,
             metrics=metrics,
+            validation_quantiles=validation_quantiles,
             unlogged=unlogged,
             learning_rate_factor=self.learning_rate_factor,
             dataset_sha256=dataset_sha256,

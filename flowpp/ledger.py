@@ -1,7 +1,7 @@
 """What a run writes while it trains. A disk that takes nothing for a while delays it, and nothing is lost."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from flowpp.checkpoint import complete_checkpoint
 from flowpp.data import encode_png
 from flowpp.durable import replace_file
+from flowpp.images import image_grid
 from flowpp.learner import Learner
 from flowpp.run_directory import TENSORBOARD, RunDirectory, TrainingError
-from flowpp.sampling import image_grid
 from flowpp.tensorboard import EventFile
 
 PATIENCE_SECONDS = 300
@@ -78,19 +78,21 @@ class Ledger:
         if self._leader and self._tried(path.name, write):
             self._tried(TENSORBOARD, lambda: self._events.samples(self._learner.step))
 
-    def complete_checkpoint(self, metrics: Mapping[str, float]) -> None:
+    def complete_checkpoint(self, metrics: Mapping[str, float], quantiles: Sequence[float] | None) -> None:
         """Adds its metrics to the checkpoint of a step that was stopped before they were known."""
         unlogged = self._learner.unlogged.read()
         path = self._run.checkpoint(self._learner.step)
         if self._leader:
-            self._tried(path.name, lambda: complete_checkpoint(path, metrics, unlogged))
+            self._tried(path.name, lambda: complete_checkpoint(path, metrics, quantiles, unlogged))
 
     def due(self) -> bool:
         """Whether it is time to try again to write a checkpoint."""
         return self.owing and self._learner.processes.any(self._leader and time.monotonic() >= self._again_at)
 
-    def checkpoint(self, metrics: Mapping[str, float], *, last: bool) -> Path | None:
+    def checkpoint(self, metrics: Mapping[str, float], quantiles: Sequence[float] | None, *, last: bool) -> Path | None:
         """Writes a checkpoint of the learner, in the leader; where it is. The others go on.
+
+        `quantiles` are the validation images', where they were scored at this step.
 
         One that cannot be written is owed. The last one of a run is waited for; raises `TrainingError` (`disk_full`).
         """
@@ -103,6 +105,7 @@ class Ledger:
             self._learner.save(
                 path,
                 metrics=metrics,
+                validation_quantiles=quantiles,
                 unlogged=unlogged,
                 dataset_sha256=self._dataset_sha256,
                 warm_start_sha256=self._warm_start_sha256,

@@ -21,6 +21,9 @@ _NORMALIZED_COPIES = 2
 _MIXTURE_TEMPORARIES = 14
 """Of a coupling's mixture, as wide as its components, in its backward pass; its kernel has the gradients alone, 3."""
 
+_KEPT_BACK = 2**28
+"""Bytes of freed memory that a process keeps for its next pass, as `flowpp.native` has it with kernels."""
+
 _BFLOAT16_SHARE = 0.65
 """Of the values of a conditioner's blocks in bytes, where they are bfloat16: layer norms keep float32."""
 
@@ -68,10 +71,10 @@ def estimate(model: ModelConfig, training: TrainingConfig, *, cuda: bool = False
     if training.activation_checkpointing:
         recomputed = [values for part, values in zip(parts, kept, strict=True) if part.coupling]
         kept = [values for part, values in zip(parts, kept, strict=True) if not part.coupling]
-        kept.append(max(recomputed))
+        kept.append(2 * max(recomputed))  # its values, and gradients beside them
     per_image = sum(kept) + max(part.temporary for part in parts)
     copies = _COPIES + (_NORMALIZED_COPIES if model.weight_norm else 0)
-    return Memory(_BYTES * copies * parameters, _BYTES * per_image)
+    return Memory(_BYTES * copies * parameters + (_KEPT_BACK if fused else 0), _BYTES * per_image)
 
 
 def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cuda: bool = False) -> str:

@@ -141,11 +141,11 @@ PRESETS: dict[str, Preset] = {
             dequantizer=DequantizerConfig(flow=("columns x1",), blocks=1, context_filters=16, context_blocks=1),
         ),
         training=TrainingConfig(
-            steps=800,
+            steps=1_200,
             batch_size=32,
             learning_rate=6e-3,
             warmup_steps=50,
-            cooldown_steps=330,
+            cooldown_steps=500,
             ema_decay=0.98,
             log_every=5,
             evaluation_every=100,

@@ -1,7 +1,6 @@
 """Samples of a model, its latents and what they decode to, batch for batch, and their files."""
 
 import io
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from flowpp.data import encode_png, expand_bits
 from flowpp.durable import replace_file
+from flowpp.images import image_grid
 from flowpp.lanes import side_by_side
 from flowpp.likelihood import BATCH_SIZE, to_symbols
 from flowpp.model import FlowPP
@@ -105,16 +105,6 @@ def decode(model: FlowPP, latents: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(latents), BATCH_SIZE):
         batch = torch.from_numpy(np.ascontiguousarray(latents[start : start + BATCH_SIZE])).to(parameter)
         yield images_of_latents(model, batch)
-
-
-def image_grid(images: np.ndarray) -> np.ndarray:
-    """Images, uint8 [N, H, W, C], in one of uint8 [rows * H, columns * W, C], nearly square; empty places black."""
-    n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    grid = np.zeros((rows * columns, height, width, channels), np.uint8)
-    grid[:n] = images
-    return grid.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
 
 
 GRID_IMAGES = 400

@@ -15,7 +15,7 @@ from flowpp.checkpoint import MODEL, checkpoint_directories, newest_complete, re
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import BadImages, ImageSet, open_image_set
 from flowpp.devices import is_out_of_memory, memory_of
-from flowpp.evaluation import draw_samples, evaluate, spread
+from flowpp.evaluation import Looked, draw_samples, evaluate, spread
 from flowpp.learner import Learner, NonFiniteLoss, Sums
 from flowpp.ledger import Ledger
 from flowpp.likelihood import check_shape, to_symbols
@@ -145,38 +145,40 @@ def _steps(
             timer.images += recipe.batch_size
         due = Due.at(learner.step, recipe)
         metrics: dict[str, float] = {}
+        quantiles = None
         if due.metrics:
             looked = _look(ledger, learner, validation if due.evaluation else None, due.samples, stop)
             if looked is None:  # the next run of this directory will
                 stopping = True
             else:
                 metrics = {"learning_rate": learner.learning_rate, **learner.unlogged.means(), **timer.read()}
-                metrics |= recipe.beyond_the_paper | looked
+                metrics |= recipe.beyond_the_paper | looked.metrics
+                quantiles = looked.validation_quantiles
                 learner.unlogged = Sums(processes)
                 ledger.metrics(metrics)
         written = None
         if unfinished and metrics:
-            ledger.complete_checkpoint(metrics)
+            ledger.complete_checkpoint(metrics, quantiles)
         elif not unfinished and (due.checkpoint or stopping or ledger.due()):
             last = stopping or learner.step == recipe.steps
-            written = ledger.checkpoint(metrics or learner.unlogged.means(), last=last)
+            written = ledger.checkpoint(metrics or learner.unlogged.means(), quantiles, last=last)
         yield Event(learner.step, learner.images_seen, metrics, written, ledger.notes())
         unfinished = False
 
 
 def _look(
     ledger: Ledger, learner: Learner, validation: np.ndarray | None, samples: bool, stop: Callable[[], bool]
-) -> dict[str, float] | None:
-    """Evaluates and draws samples where that is due; the metrics, or none where it was stopped."""
-    metrics: dict[str, float] | None = {}
+) -> Looked | None:
+    """Evaluates and draws samples where that is due; none where it was stopped."""
+    looked: Looked | None = Looked({})
     if validation is not None and len(validation):
-        metrics = evaluate(learner, validation, stop)
-    if metrics is not None and samples:
+        looked = evaluate(learner, validation, stop)
+    if looked is not None and samples:
         drawn = draw_samples(learner, stop)
         if drawn is None:
             return None
         ledger.samples(drawn)
-    return metrics
+    return looked
 
 
 def _take_up(run: RunDirectory, recipe: TrainingConfig, step: int) -> bool:

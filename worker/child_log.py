@@ -1,4 +1,4 @@
-"""What a training process says: lines for people or JSON objects, as events of its job and as log lines of the worker."""
+"""What a training process says, for people or as JSON, as events of its job and as log lines of the worker."""
 
 import json
 import logging

@@ -1,17 +1,20 @@
 """Datasets: image sets in the artifact store, each with a record in Redis."""
 
+import io
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
 from flowpp.config import Shape
-from flowpp.data import ImageSet
-from worker.artifacts import ArtifactStore, delete_directory, no_check
+from flowpp.data import IMAGES, ImageSet
+from worker.artifacts import ArtifactStore, DamagedArtifact, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
@@ -103,6 +106,24 @@ class Datasets:
         As `ArtifactStore.copy` it calls `check`.
         """
         return ImageSet.open(self._store.fetch(f"datasets/{dataset_id}", self._cache, check) / _IMAGES)
+
+    def some(self, dataset: Dataset, most: int) -> np.ndarray:
+        """Up to `most` images, evenly spread, uint8 [n, H, W, C]: of a remote store no more is fetched than these.
+
+        They are not verified. Raises `NotFound` and `DamagedArtifact`.
+        """
+        channels, height, width = dataset.shape
+        count, size = dataset.num_images, math.prod(dataset.shape)
+        n = min(most, count)
+        with self._store.open(f"datasets/{dataset.id}", f"{_IMAGES}/{IMAGES}") as file:
+            start = file.seek(0, io.SEEK_END) - count * size  # behind the header
+            if start <= 0:
+                raise DamagedArtifact(f"datasets/{dataset.id}/{_IMAGES}/{IMAGES} is too short")
+            images = []
+            for index in range(n):
+                file.seek(start + index * count // n * size)
+                images.append(file.read(size))
+        return np.frombuffer(b"".join(images), np.uint8).reshape(n, height, width, channels)
 
     def _load(self, ids: Sequence[str]) -> list[Dataset]:
         records = self._redis.mget([f"flowpp:dataset:{dataset_id}" for dataset_id in ids])

@@ -69,7 +69,11 @@ ATTEMPTS = histogram(
     SECONDS,
 )
 QUEUE_WAIT = histogram(
-    "flowpp_queue_wait_seconds", ["queue"], "From a job's submission to the claim of its first attempt.", "workers", SECONDS
+    "flowpp_queue_wait_seconds",
+    ["queue"],
+    "From a job's submission to the claim of its first attempt.",
+    "workers",
+    SECONDS,
 )
 BATCH_IMAGES = histogram(
     "flowpp_batch_images",
@@ -86,13 +90,19 @@ BATCH_SECONDS = histogram(
     [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100],
 )
 IMAGES = counter(
-    "flowpp_images_total", ["type"], "Images that were trained on, scored or sampled; their rate is images/s.", "workers"
+    "flowpp_images_total",
+    ["type"],
+    "Images that were trained on, scored or sampled; their rate is images/s.",
+    "workers",
 )
 LEASES_LOST = counter(
     "flowpp_leases_lost_total", ["type"], "Jobs that a worker held and that were not its own any more.", "workers"
 )
 WARM_MODELS = gauge(
-    "flowpp_warm_model_bytes", ["checkpoint"], "Parameters of a model that the inference worker holds loaded.", "workers"
+    "flowpp_warm_model_bytes",
+    ["checkpoint"],
+    "Parameters of a model that the inference worker holds loaded.",
+    "workers",
 )
 REAPED = counter(
     "flowpp_reaper_actions_total",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
-from flowpp.checkpoint import read_manifest
+from flowpp.checkpoint import QUANTILES, Quantiles, read_manifest
 from flowpp.config import ModelConfig
 from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.jobs import Job, StaleAttempt
@@ -39,6 +39,7 @@ class Checkpoint(BaseModel):
     step: int = Field(description="Optimizer steps taken.")
     images_seen: int
     metrics: dict[str, float] = Field(description="Of this step: train and, where evaluated, validation bits/dim.")
+    validation_quantiles: Quantiles | None = Field(None, description=QUANTILES)
     model: ModelConfig
     dataset_sha256: str | None = Field(None, description="Of the images it was trained on.")
     warm_start_sha256: str | None = Field(None, description="Of the weights that its training began with.")
@@ -75,6 +76,7 @@ class Checkpoints:
             step=manifest.step,
             images_seen=manifest.images_seen,
             metrics=manifest.metrics,
+            validation_quantiles=manifest.validation_quantiles,
             model=manifest.model,
             dataset_sha256=manifest.dataset_sha256,
             warm_start_sha256=manifest.warm_start_sha256,

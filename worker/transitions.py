@@ -11,7 +11,7 @@ flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''
 flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
 flowpp:training              sorted set of the ids of training jobs that a worker holds, by when it claimed them
-flowpp:counts                hash: how many jobs there are of each <type>:<status>; where it is deleted, they are counted anew
+flowpp:counts                hash: jobs there are of each <type>:<status>; where it is deleted, they are counted anew
 flowpp:deadlines             sorted set of the ids of unfinished jobs by when they are cancelled
 flowpp:expiring              sorted set of the ids of finished jobs by when they are deleted
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended

@@ -124,6 +124,8 @@ class Checkpoint(Answer):
     images_seen: int
     metrics: dict[str, float]
     """Of this step: train and, where evaluated, validation bits/dim."""
+    validation_quantiles: list[float] | None
+    """Bits/dim of the validation images at 0, 1, ..., 100 %, where they were scored at this step."""
     model: dict[str, Any]
     dataset_sha256: str | None
     bytes: int

@@ -26,6 +26,11 @@ class Datasets(Part[W]):
     async def get(self, dataset_id: str) -> Dataset:
         return await self._transport.get(Dataset, path_of("datasets", dataset_id))
 
+    @call
+    async def contact_sheet(self, dataset_id: str) -> bytes:
+        """A PNG of up to 64 of its images."""
+        return (await self._transport.request("GET", path_of("datasets", dataset_id, "contact-sheet"))).content
+
     @each
     def list(self) -> AsyncIterator[Dataset]:
         """Newest first."""

@@ -11,6 +11,7 @@ from api.client.transport import LOCAL
 from api.commands.options import AsJson, DatasetId, Key, Limit, Url
 from api.commands.output import errors, print_json, print_list, print_object, service_at, when
 from api.watch import transfer
+from flowpp.durable import replace_file
 
 app = typer.Typer(no_args_is_help=True, help="Image sets of the service.")
 
@@ -64,6 +65,27 @@ def show(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key
     """Print what is known of an image set."""
     with service_at(url, key) as client:
         print_object(client.datasets.get(dataset), as_json)
+
+
+@app.command("contact-sheet")
+def contact_sheet(
+    dataset: DatasetId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG to write.", show_default="DATASET.png")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    key: Key = "",
+) -> None:
+    """Write a picture of up to 64 of its images; prints the file's name."""
+    with service_at(url, key) as client:
+        picture = client.datasets.contact_sheet(dataset)
+    path = output or Path(f"{dataset}.png")
+    replace_file(path, picture)
+    if as_json:
+        print_json({"path": str(path)})
+    else:
+        typer.echo(path)
 
 
 @app.command()

@@ -2,15 +2,19 @@
 
 import tempfile
 from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+import numpy as np
+from fastapi import APIRouter, Header, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import CallerOf, DatasetOf, ServiceOf
 from api.idempotency import Creation, CreationOf
+from api.routes.artifacts import Conditions
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import Upload, received, saved
 from flowpp.data import build_image_set
+from flowpp.images import encode_png, image_grid
 from worker.datasets import Dataset
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -39,6 +43,13 @@ FORM = {
         },
     }
 }
+
+
+SHEET: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}}, "description": "The images, a black pixel around each."},
+    304: {"description": "It is still the one that `If-None-Match` names."},
+}
+SHEET_IMAGES = 64
 
 
 @router.post("", status_code=201, openapi_extra=FORM)
@@ -81,6 +92,20 @@ def list_datasets(
 def get_dataset(dataset: DatasetOf) -> Dataset:
     """Get a dataset."""
     return dataset
+
+
+@router.get("/{dataset_id}/contact-sheet", response_class=Response, responses=SHEET)
+def contact_sheet(
+    dataset: DatasetOf,
+    service: ServiceOf,
+    if_none_match: Annotated[str | None, Header(description="Answer 304 where the sheet is still this one.")] = None,
+) -> Response:
+    """Look at a dataset: up to 64 of its images, evenly spread, in one PNG, row by row."""
+    headers = {"ETag": f'"{dataset.sha256}"', "Cache-Control": "private, no-cache"}
+    if Conditions(if_none_match).is_known(headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    images = np.pad(service.datasets.some(dataset, SHEET_IMAGES), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return Response(encode_png(image_grid(images)), media_type="image/png", headers=headers)
 
 
 @router.delete("/{dataset_id}", status_code=204)

@@ -50,7 +50,7 @@ template <int SIDE, int S = SIDE / 2, class W> inline void turn(W* rows) {
 template <class T, int D>
 void attend(const T* q, const T* k, const T* v, int64_t length, int64_t stride, T* out, int64_t out_stride, T* lse) {
     typedef V<T> W;
-    const T scale = 1 / std::sqrt(T(D));
+    const T scale = T(1 / std::log(2.0) / std::sqrt(double(D)));
     for (int64_t first = 0; first < length; first += LANES<T>) {
         const int64_t n = std::min<int64_t>(LANES<T>, length - first);
         W query[D], gathered[D], scores[TILE];
@@ -70,12 +70,12 @@ void attend(const T* q, const T* k, const T* v, int64_t length, int64_t stride, 
                 scores[j] = even + odd;
                 highest = max(highest, scores[j]);
             }
-            W rescale = exp_down(most - highest);
+            W rescale = exp2_down(most - highest);
             most = highest;
             total *= rescale;
             FLOWPP_UNROLL for (int d = 0; d < D; d++) gathered[d] *= rescale;
             for (int j = 0; j < tile; j++) {
-                scores[j] = exp_down(scores[j] - most);
+                scores[j] = exp2_down(scores[j] - most);
                 total += scores[j];
             }
             for (int j = 0; j < tile; j++) {
@@ -84,7 +84,7 @@ void attend(const T* q, const T* k, const T* v, int64_t length, int64_t stride, 
             }
         }
         W share = 1 / total;
-        store<T>(lse + first, most + log(total), n);
+        store<T>(lse + first, most * T(std::log(2.0)) + log(total), n);
         FLOWPP_UNROLL for (int d = 0; d < D; d++) gathered[d] *= share;
         const T* flat = reinterpret_cast<const T*>(gathered);
         for (int64_t i = 0; i < n; i++)
@@ -98,7 +98,7 @@ template <class T, int D>
 void attend_backward(const T* q, const T* k, const T* v, int64_t length, int64_t stride, const T* grad, int64_t out_stride,
                      const T* lse, const T* delta, T* grad_q, T* grad_k, T* grad_v, V<T>* sums) {
     typedef V<T> W;
-    const T scale = 1 / std::sqrt(T(D));
+    const T scale = 1 / std::sqrt(T(D)), log2_e = T(1 / std::log(2.0)), score_scale = scale * log2_e;
     const int64_t blocks = (length + LANES<T> - 1) / LANES<T>;
     for (int64_t i = 0; i < blocks * D; i++) sums[i] = W{};
     for (int64_t first = 0; first < length; first += LANES<T>) {
@@ -106,26 +106,32 @@ void attend_backward(const T* q, const T* k, const T* v, int64_t length, int64_t
         W key[D], value[D], sum_key[D], sum_value[D];
         transposed<T, D>(k + first * stride, stride, n, key);
         transposed<T, D>(v + first * stride, stride, n, value);
-        FLOWPP_UNROLL for (int d = 0; d < D; d++) key[d] *= scale, sum_key[d] = W{}, sum_value[d] = W{};
+        FLOWPP_UNROLL for (int d = 0; d < D; d++) key[d] *= score_scale, sum_key[d] = W{}, sum_value[d] = W{};
         typename Vector<T>::I beyond{};
         for (int i = 0; i < LANES<T>; i++) beyond[i] = i < n ? 0 : -1;
         for (int64_t start = 0; start < length; start += LANES<T>) {
             const int rows = std::min<int64_t>(LANES<T>, length - start);
             W weights[LANES<T>], grad_scores[LANES<T>];
-            for (int i = 0; i < rows; i++) {
-                const T *query = q + (start + i) * stride, *from = grad + (start + i) * out_stride;
-                W even = all<T>(-lse[start + i]), odd{}, grad_even = all<T>(-delta[start + i]), grad_odd{};
+            for (int i = 0; i < rows; i++) {  // keys, then values: both together are more than there are registers
+                const T* query = q + (start + i) * stride;
+                W even = all<T>(-lse[start + i] * log2_e), odd{};
                 FLOWPP_UNROLL for (int d = 0; d < D; d += 2) {
                     even += key[d] * query[d];
                     odd += key[d + 1] * query[d + 1];
-                    grad_even += value[d] * from[d];
-                    grad_odd += value[d + 1] * from[d + 1];
                 }
                 weights[i] = even + odd;
-                grad_scores[i] = grad_even + grad_odd;
+            }
+            for (int i = 0; i < rows; i++) {
+                const T* from = grad + (start + i) * out_stride;
+                W even = all<T>(-delta[start + i]), odd{};
+                FLOWPP_UNROLL for (int d = 0; d < D; d += 2) {
+                    even += value[d] * from[d];
+                    odd += value[d + 1] * from[d + 1];
+                }
+                grad_scores[i] = even + odd;
             }
             for (int i = 0; i < rows; i++) {  // apart from the sums, so that the exponentials overlap
-                weights[i] = exp_down(weights[i]);
+                weights[i] = exp2_down(weights[i]);
                 if (n < LANES<T>) weights[i] = beyond ? W{} : weights[i];
                 grad_scores[i] *= weights[i];
             }

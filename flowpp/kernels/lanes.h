@@ -82,12 +82,23 @@ inline Float min(Float a, Float b) { return a < b ? a : b; }
 inline Double min(Double a, Double b) { return a < b ? a : b; }
 template <class W> inline W abs(W a) { return a < 0 ? -a : a; }
 
-// e^x for x <= 0 by Cephes' expf: below 2 units in the last place; e^-87, which is nothing, where x is less.
-inline Float exp_down(Float x) {
-    Float bounded = x < -87.0f ? all(-87.0f) : x;  // NaN stays
-    const Float shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer, in the last bits
-    Float shifted = bounded * 1.44269504088896341f + shift, n = shifted - shift;
-    Float r = bounded - n * 0.693359375f;
+// 2^n of the whole number in the last bits of `shifted`, to multiply with: so NaN stays NaN.
+inline Float power_of_two(Float shifted) {
+    Int bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 23;
+    std::memcpy(&shifted, &bits, sizeof bits);
+    return shifted;
+}
+
+// Adding it rounds to the nearest whole number, which is then in the last bits with an exponent's bias: 1.5 * 2^23 + 127.
+constexpr float ROUNDING = 12583039.0f;
+
+// e^x for x from -87 to 88 by Cephes' expf: below 2 units in the last place.
+inline Float exp_within(Float x) {
+    const Float shift = all(ROUNDING);
+    Float shifted = x * 1.44269504088896341f + shift, n = shifted - shift;
+    Float r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     Float p = all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -96,18 +107,33 @@ inline Float exp_down(Float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
-    Int power, bits;
-    std::memcpy(&power, &shifted, sizeof power);
-    std::memcpy(&bits, &p, sizeof bits);
-    bits += power << 23;
-    std::memcpy(&p, &bits, sizeof p);
-    return p;
+    return p * power_of_two(shifted);
 }
 
-// e^x of any x: e^x = 1 / e^-x above zero.
+// e^x for x <= 0 beside numbers near 1: nothing where it is below e^-50, which vanishes in a sum with them. Carried on,
+// such weights would make gradients too small for a normal number, and the processor takes a hundred times as long for
+// those: attention that has learned to look at one place trained four times slower.
+inline Float exp_down(Float x) { return x < -50.0f ? all(0.0f) : exp_within(x); }
+
+// 2^x for x <= 0, likewise: its rest needs no splitting, so it takes two thirds of the operations. Polynomial of the
+// least relative error, 2^-28, on [-1/2, 1/2].
+inline Float exp2_down(Float x) {
+    const Float shift = all(ROUNDING);
+    Float shifted = x + shift, r = x - (shifted - shift);
+    Float p = all(1.5353362030e-4f);
+    p = p * r + 1.3398874651e-3f;
+    p = p * r + 9.6184373591e-3f;
+    p = p * r + 5.5503324705e-2f;
+    p = p * r + 2.4022647914e-1f;
+    p = p * r + 6.9314720286e-1f;
+    p = p * r + 1.0f;
+    return x < -72.0f ? all(0.0f) : p * power_of_two(shifted);
+}
+
+// e^x of any x; 0 below the least normal number. e^x = 1 / e^-x above zero.
 inline Float exp(Float x) {
-    Float down = exp_down(x > 0 ? -x : x);
-    down = x < -87.0f ? all(0.0f) : (x > 88.7f ? all(0.0f) : down);
+    Float down = x > 0 ? -x : x;
+    down = down < -87.0f ? all(0.0f) : exp_within(down);
     return x > 0 ? 1.0f / down : down;
 }
 
@@ -157,6 +183,7 @@ inline Double exp(Double x) {
 }
 
 inline Double exp_down(Double x) { return exp(x); }
+inline Double exp2_down(Double x) { return exp(x * 0.693147180559945309417); }
 
 inline Double log(Double x) {
     I<double> bits;

@@ -229,6 +229,8 @@ def test_json_is_all_that_a_program_reads(
     at = ("--url", stack.url)
     dataset = printed("datasets", "upload", archive, *at)["id"]
     assert printed("datasets", "show", dataset, *at)["num_images"] == 48
+    sheet = printed("datasets", "contact-sheet", dataset, "-o", tmp_path / "sheet.png", *at)["path"]
+    assert Path(sheet).read_bytes().startswith(b"\x89PNG")
     assert dataset in [each["id"] for each in lines("datasets", "list", *at)]
 
     job = printed("train", dataset, "--preset", "tiny", "--steps", "5", *at)

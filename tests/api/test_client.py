@@ -12,7 +12,7 @@ from PIL import Image
 
 from api.client import Client, ClientError, Job, ProblemError, Unreachable
 from api.stack import Stack
-from flowpp.data import build_image_set, encode_png
+from flowpp.data import build_image_set, decode_image, encode_png
 from tests.api.cutting_proxy import cutting_proxy
 from worker import child
 from worker.redis_server import free_port
@@ -29,6 +29,23 @@ def test_an_upload_reports_its_progress_up_to_the_last_byte(client: Client, arch
     assert (dataset.num_images, dataset.num_validation, dataset.shape) == (48, 16, (3, 32, 32))
     assert client.datasets.get(dataset.id) == dataset
     assert dataset in list(client.datasets.list())
+
+
+def test_a_contact_sheet_shows_images_with_their_exact_pixels(
+    client: Client, stack: Stack, archive: Path, images: np.ndarray
+) -> None:
+    dataset = client.datasets.upload(archive)
+    picture = client.datasets.contact_sheet(dataset.id)
+    sheet = decode_image(picture, "sheet.png")
+    assert sheet.shape == (7 * 34, 7 * 34, 3), "48 images, a black pixel around each"
+    places = range(1, 7 * 34, 34)
+    tiles = {sheet[row : row + 32, column : column + 32].tobytes() for row in places for column in places}
+    assert {image.tobytes() for image in images[:48]} < tiles, "and a black place"
+    url = f"{stack.url}/v1/datasets/{dataset.id}/contact-sheet"
+    first = httpx.get(url)
+    assert (first.content, first.headers["Content-Type"]) == (picture, "image/png")
+    known = httpx.get(url, headers={"If-None-Match": first.headers["ETag"]})
+    assert (known.status_code, known.content) == (304, b"")
 
 
 def test_a_folder_uploads_as_the_images_in_it(client: Client, images: np.ndarray, tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ def value(http: httpx.Client, name: str, **labels: str) -> float:
 @pytest.mark.parametrize(
     ("method", "path", "labels"),
     [
-        ("GET", "/v1/jobs/job_1/events?limit=3", {"method": "GET", "route": "/v1/jobs/{job_id}/events", "status": "404"}),
+        (
+            "GET",
+            "/v1/jobs/job_1/events?limit=3",
+            {"method": "GET", "route": "/v1/jobs/{job_id}/events", "status": "404"},
+        ),
         ("GET", "/v1/jobs", {"method": "GET", "route": "/v1/jobs", "status": "200"}),
         ("GET", "/healthz", {"method": "GET", "route": "/healthz", "status": "200"}),
         ("GET", "/v1/no/such/path", {"method": "GET", "route": "none", "status": "404"}),
@@ -65,7 +69,9 @@ def test_paths_and_methods_that_are_made_up_add_no_series(http: httpx.Client) ->
     assert not [labels for labels in told if "nothing" in labels["route"]]
 
 
-def test_a_request_that_fails_is_counted_as_500(service: Service, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_fails_is_counted_as_500(
+    service: Service, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,9 @@ from flowpp.checkpoint import (
     verify,
 )
 from flowpp.data import ImageSet
-from flowpp.likelihood import to_symbols
+from flowpp.likelihood import Likelihood, likelihood, to_symbols
 from flowpp.model import FlowPP
+from flowpp.seeds import Stream, seed_of
 from flowpp.weights import write_checkpoint
 
 
@@ -62,6 +64,18 @@ def test_a_manifest_says_what_the_checkpoint_is_of(checkpoint: Path, image_set: 
     assert manifest.training is not None
     assert manifest.files.keys() == {MODEL, EMA, OPTIMIZER}
     assert {"train_bits_per_dim", "validation_bits_per_dim"} <= manifest.metrics.keys()
+
+
+def test_a_manifest_has_the_quantiles_of_the_bits_per_dim_whose_mean_it_has(
+    checkpoint: Path, image_set: ImageSet
+) -> None:
+    manifest = verify(checkpoint)
+    seed = seed_of(manifest.training.seed if manifest.training else 0, Stream.VALIDATION)
+    estimates = np.concatenate(list(likelihood(FlowPP.load(checkpoint), image_set.validation, seed=seed)))
+    scores = Likelihood(estimates, manifest.model.dimensions, 1, seed).bits_per_dim
+    assert scores.mean() == pytest.approx(manifest.metrics["validation_bits_per_dim"], abs=1e-5)
+    expected = np.quantile(scores, np.arange(101) / 100)
+    np.testing.assert_allclose(manifest.validation_quantiles, expected, atol=1e-5)
 
 
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path, image_set: ImageSet, checkpoint: Path) -> None:

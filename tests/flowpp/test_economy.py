@@ -181,7 +181,7 @@ def test_the_images_of_a_forward_pass_are_a_processes_share_or_less() -> None:
             15,
             r"micro_batch_size \d+ would fit and give the same gradients, and training.activation_checkpointing would",
         ),
-        (1.2, r"take about 10.7 GiB, of 1.2 GiB there are; training.micro_batch_size 3 would fit"),
+        (1.5, r"take about 10.9 GiB, of 1.5 GiB there are; training.micro_batch_size 3 would fit"),
         (0.1, "not even one image fits: choose a smaller model"),
     ],
 )

@@ -1,6 +1,7 @@
 """The fused kernels on the CPU against plain PyTorch: values, gradients, the coupling's inverse and its extremes."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -513,6 +514,22 @@ def test_in_float32_a_fused_model_is_as_near_to_float64_as_a_plain_one(model: Fl
         found = [each.log_weight(images, noise.float()) for each in both(model.float())]
     errors = [off(weights, exact) for weights in found]
     assert errors[0] <= 4 * errors[1] + 1e-5
+
+
+def test_attention_that_looks_at_one_place_takes_no_longer_than_any_other() -> None:
+    """Its weights elsewhere would be denormal numbers, or make such gradients: a hundred times slower."""
+    grad = 1e-9 * normal(1, 32, 16, 16).float()
+    seconds = {}
+    for sharpness in (0.1, 10.0):
+        qkv = (sharpness * normal(1, 96, 16, 16)).float().requires_grad_()
+        out = fused.attention(qkv, 2, NONE)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.autograd.grad(out, qkv, grad, retain_graph=True)
+            times.append(time.perf_counter() - start)
+        seconds[sharpness] = min(times)
+    assert seconds[10.0] < 2 * seconds[0.1]
 
 
 def test_the_switch_turns_every_kernel_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from flowpp.data import BadImages, ImageSet, decode_image
+from flowpp.images import image_grid
 from flowpp.model import FlowPP
 from flowpp.presets import PRESETS
-from flowpp.sampling import decode, encode, image_grid, sample, sample_of_seeds, write_arrays, write_samples
+from flowpp.sampling import decode, encode, sample, sample_of_seeds, write_arrays, write_samples
 from flowpp.seeds import seed_of
 from flowpp.sources import read_latents
 

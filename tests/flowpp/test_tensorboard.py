@@ -42,7 +42,9 @@ def checksum(data: bytes) -> bytes:
 
 
 def scalars(events: list[Event], tag: str) -> list[tuple[int, float]]:
-    return [(e.step, v.simple_value) for e in events for v in e.summary.value if v.tag == tag and not v.HasField("image")]
+    return [
+        (e.step, v.simple_value) for e in events for v in e.summary.value if v.tag == tag and not v.HasField("image")
+    ]
 
 
 def grids(events: list[Event]) -> list[int]:
@@ -50,7 +52,9 @@ def grids(events: list[Event]) -> list[int]:
 
 
 def recipe(**changes: Any) -> TrainingConfig:
-    return resolve_training("tiny", {"steps": 8, "sample_every": 4, "evaluation_every": 4, "checkpoint_every": 4} | changes)
+    return resolve_training(
+        "tiny", {"steps": 8, "sample_every": 4, "evaluation_every": 4, "checkpoint_every": 4} | changes
+    )
 
 
 def run(directory: Path, image_set: ImageSet, training: TrainingConfig, steps: int | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from api.stack import Stack
 from flowpp import FlowPP
@@ -57,6 +58,8 @@ def test_a_service_over_s3(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Stack(tmp_path / "data", port=0) as stack, httpx.Client(base_url=stack.url, trust_env=False) as http:
         life = Life(http)
         dataset = http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())}).json()
+        sheet = http.get(f"/v1/datasets/{dataset['id']}/contact-sheet").content
+        assert Image.open(io.BytesIO(sheet)).size == (70, 60), "40 images in 7 columns and 6 rows"
         trained = life.job("training", dataset=dataset["id"], model={"preset": "tiny"}, training={"steps": 4})
         assert "metrics.jsonl" in life.artifacts(trained)
         scored = life.job("likelihood", model=trained["id"], dataset=dataset["id"])

@@ -1,7 +1,9 @@
 """Datasets: stored whole, found by id, kept while a job needs them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.worker.conftest import Submit
@@ -20,6 +22,21 @@ def test_a_registered_dataset_opens_as_it_was(service: Service, dataset: Dataset
     assert opened.directory != tmp_path / "image_set"
     service.store.verify(f"datasets/{dataset.id}")
     assert service.store.manifest(f"datasets/{dataset.id}").record["id"] == dataset.id
+
+
+@pytest.mark.parametrize(("most", "places"), [(64, range(40)), (8, range(0, 40, 5)), (3, (0, 13, 26))])
+def test_some_images_are_spread_evenly_over_all(
+    service: Service, dataset: Dataset, most: int, places: Sequence[int]
+) -> None:
+    images = service.datasets.open(dataset.id).images
+    np.testing.assert_array_equal(service.datasets.some(dataset, most), images[list(places)])
+
+
+def test_images_that_are_not_all_there_are_damaged(service: Service, dataset: Dataset) -> None:
+    (path,) = Path(service.settings.store_url).glob(f"datasets/{dataset.id}/**/images.npy")
+    path.write_bytes(path.read_bytes()[:5_000])
+    with pytest.raises(DamagedArtifact, match=r"images\.npy is too short"):
+        service.datasets.some(dataset, 64)
 
 
 def test_datasets_are_listed_by_creation(service: Service, dataset: Dataset) -> None:

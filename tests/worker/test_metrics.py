@@ -15,8 +15,8 @@ from worker.inference import Inference
 from worker.lease import Lease
 from worker.metrics import REGISTRY, serving
 from worker.models import Checkpoint
-from worker.redis_server import free_port
 from worker.reaper import reap
+from worker.redis_server import free_port
 from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings

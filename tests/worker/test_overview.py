@@ -62,7 +62,9 @@ def test_jobs_of_before_there_were_counts_are_counted_once(service: Service, sub
 
 def test_a_queue_tells_how_many_wait_and_how_long_the_next_one_has(service: Service, submit: Submit) -> None:
     job, _ = submit(), submit()
-    service.redis.hset(f"flowpp:job:{job.id}", "changed", int(service.redis.hget(f"flowpp:job:{job.id}", "changed")) - 10**7)
+    service.redis.hset(
+        f"flowpp:job:{job.id}", "changed", int(service.redis.hget(f"flowpp:job:{job.id}", "changed")) - 10**7
+    )
     with Presence(service.redis, "training", "a worker", Memory(bytes=1, shared=True)):
         while not (queue := overview(service.redis).queues["training"]).workers:
             pass

@@ -183,11 +183,12 @@ def test_a_checkpoint_whose_metrics_come_later_takes_the_place_of_the_one_withou
     write(run, 2)
     Reporter(service, job, run).tell()
     [before] = service.checkpoints.of_job(job.id)
-    complete_checkpoint(run.checkpoint(2), {"validation_bits_per_dim": 5.0}, {})
+    complete_checkpoint(run.checkpoint(2), {"validation_bits_per_dim": 5.0}, [5.0] * 101, {})
     for _ in range(2):
         Reporter(service, job, run).tell()
     [after] = service.checkpoints.of_job(job.id)
     assert (before.metrics, after.metrics) == ({}, {"validation_bits_per_dim": 5.0})
+    assert (before.validation_quantiles, after.validation_quantiles) == (None, [5.0] * 101)
     assert after.id != before.id
     assert not (Path(service.settings.store_url) / before.prefix).exists()
 
