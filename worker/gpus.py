@@ -15,9 +15,9 @@ _MiB = 2**20
 
 
 class Gpu(NamedTuple):
-    """`utilization` is the share of the last second or so in which it computed; none where the driver does not say."""
+    """Its number as `name`; `utilization` is the share of the last second or so in which it computed, where known."""
 
-    index: str
+    name: str
     used_bytes: int
     total_bytes: int
     utilization: float | None

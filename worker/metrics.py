@@ -162,10 +162,10 @@ class GpuMetrics(Read):
     def read(self) -> Values:
         found = gpus()
         return {
-            "flowpp_gpu_memory_used_bytes": [((gpu.index,), gpu.used_bytes) for gpu in found],
-            "flowpp_gpu_memory_total_bytes": [((gpu.index,), gpu.total_bytes) for gpu in found],
+            "flowpp_gpu_memory_used_bytes": [((gpu.name,), gpu.used_bytes) for gpu in found],
+            "flowpp_gpu_memory_total_bytes": [((gpu.name,), gpu.total_bytes) for gpu in found],
             "flowpp_gpu_utilization_ratio": [
-                ((gpu.index,), gpu.utilization) for gpu in found if gpu.utilization is not None
+                ((gpu.name,), gpu.utilization) for gpu in found if gpu.utilization is not None
             ],
         }
 
@@ -223,8 +223,8 @@ class ServiceMetrics(Read):
 def _told(found: Overview, job: RunningTraining) -> tuple[float | None, ...]:
     """In the order of `_TRAINING`."""
     return (
-        job.progress and job.progress.step,
-        job.progress and job.progress.total_steps,
+        job.progress.step if job.progress else None,
+        job.progress.total_steps if job.progress else None,
         job.train_bits_per_dim,
         job.validation_bits_per_dim,
         job.images_per_second,

@@ -42,7 +42,7 @@ def value(http: httpx.Client, name: str, **labels: str) -> float:
         ("GET", "/healthz", {"method": "GET", "route": "/healthz", "status": "200"}),
         ("GET", "/v1/no/such/path", {"method": "GET", "route": "none", "status": "404"}),
         ("PUT", "/v1/jobs/job_1", {"method": "PUT", "route": "/v1/jobs/{job_id}", "status": "405"}),
-        ("BREW", "/v1/jobs/job_1", {"method": "other", "route": "/v1/jobs/{job_id}", "status": "405"}),
+        ("PROPFIND", "/v1/jobs/job_1", {"method": "other", "route": "/v1/jobs/{job_id}", "status": "405"}),
         (
             "GET",
             "/v1/jobs/job_1/artifacts/samples/a.png",
