@@ -29,6 +29,14 @@ def test_a_lost_bell_is_rung_again_once(service: Service, submit: Submit) -> Non
         assert (bells(service, "training"), bells(service, "inference")) == (1, 2)
 
 
+def test_many_lost_bells_are_rung_in_several_looks(service: Service, submit: Submit) -> None:
+    for _ in range(130):
+        submit()
+    for rung in (100, 130, 130):
+        reap(service)
+        assert bells(service, "training") == rung
+
+
 def test_nothing_is_rung_where_nothing_waits(service: Service, submit: Submit) -> None:
     job = submit()
     service.jobs.cancel(job.id)
