@@ -58,6 +58,7 @@ def service_beside(data: Path) -> Iterator["Service"]:
         with Service(own.model_copy(update={"redis_url": url.read_text().strip()})) as service:
             yield service
         return
+    (data / "logs").mkdir(exist_ok=True)
     with (
         held,
         RedisServer(data / "redis", log=data / "logs" / "redis.log", pass_fds=[held.fileno()]) as server,

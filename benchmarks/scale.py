@@ -48,6 +48,7 @@ async def grow(house: House, size: int, before: int, bar: Bar, repeats: int) -> 
     found |= await measures.events(house, trainings(size))
     found |= measures.reaping(house, repeats)
     found |= measures.processes(house)
+    found |= measures.restoring(house)
     return found
 
 

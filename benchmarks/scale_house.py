@@ -104,7 +104,7 @@ class House:
         return aiohttp.ClientSession(
             self.url,
             headers={"Authorization": f"Bearer {token}"},
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),  # less than the five seconds of uvicorn
             timeout=aiohttp.ClientTimeout(600),
         )
 

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ SENDERS = 8
 FOLLOWERS = 50
 FOLLOWED_STEPS = 20
 EXPIRING = 100
-MiB = 2**20
+RESTORE = Path(__file__).parents[1] / "examples" / "restore.sh"
 
 
 async def training_jobs(house: House, count: int, steps: int) -> dict[str, str]:
@@ -158,6 +162,27 @@ def processes(house: House) -> dict[str, str]:
         "Redis: MB of append-only file": f"{log / 1e6:.1f}",
         "API: MB resident": f"{house.resident_bytes('api') / 1e6:.0f}",
     }
+
+
+def restoring(house: House) -> dict[str, str]:
+    """A backup beside the service, and examples/restore.sh on an empty machine."""
+    backup, restored = house.directory / "backup", house.directory / "restored"
+    start = time.monotonic()
+    _run(str(Path(sys.executable).with_name("flowpp")), "backup", backup, "--data", house.directory / "data")
+    made = time.monotonic()
+    _run("bash", RESTORE, backup, restored)
+    done = time.monotonic()
+    for directory in (backup, restored):
+        shutil.rmtree(directory)
+    return {"flowpp backup, s": f"{made - start:.0f}", "examples/restore.sh, s": f"{done - made:.0f}"}
+
+
+def _run(*command: str | Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLOWPP_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{command} ended with {ran.returncode}: {ran.stderr}")
 
 
 async def _many(
