@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress as Bar
 
 from benchmarks import scale_measures as measures
@@ -55,11 +56,12 @@ async def grow(house: House, size: int, before: int, bar: Bar, repeats: int) -> 
 async def measure(house: House, sizes: Sequence[int], repeats: int) -> dict[int, Row]:
     """What each size has cost."""
     found: dict[int, Row] = {}
-    with Bar() as bar:
+    with Bar(console=Console(stderr=True, width=200)) as bar:
         async with house.session() as house.http:
             await house.prepare()
             for before, size in zip((0, *sizes), sizes, strict=False):
                 found[size] = await grow(house, size, before, bar, repeats)
+                bar.print(report({size: found[size]}), markup=False)
             house.ask_fleet("end", at_once=8)
     return found
 

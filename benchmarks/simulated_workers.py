@@ -23,7 +23,7 @@ from typing import Any
 
 from flowpp.checkpoint import MODEL, checkpoint_name, write_directory
 from flowpp.config import ModelConfig
-from worker.jobs import Job, Progress, Queue
+from worker.jobs import Job, Progress, Queue, StaleAttempt
 from worker.lease import Lease
 from worker.pace import Pace
 from worker.presence import Presence
@@ -152,7 +152,7 @@ class Fleet:
         self._lease = lease
         self._directory = directory
         self._gate = threading.Event()
-        self._held: list[Job] = []
+        self._held: dict[str, Job] = {}
         self._steps: dict[str, int] = {}
         self._paces: dict[str, Pace] = {}
         self._gate.set()
@@ -162,8 +162,8 @@ class Fleet:
         self._gate.wait()
         for job in self._service.jobs.claim("training", self._name):
             self._lease.hold(job)
-            self._steps[job.id], self._paces[job.id] = 0, Pace(job.plan["training"]["steps"])
-            self._held.append(job)
+            self._paces[job.id] = Pace(job.plan["training"]["steps"])
+            self._held[job.id] = job  # also one that an attempt before has lost
 
     def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What the benchmark asks of it."""
@@ -173,24 +173,31 @@ class Fleet:
             case "open":
                 self._gate.set()
             case "tell":
-                jobs = [job for job in self._held if job.id in asked["jobs"]] if asked["jobs"] else self._held
+                jobs = [self._held[job_id] for job_id in asked["jobs"]]
                 return {
                     "events": self._side_by_side(lambda job: self._tell(job, asked["steps"]), jobs, asked["at_once"])
                 }
             case "checkpoint":
-                jobs = [job for job in self._held if not self._service.checkpoints.of_job(job.id)]
+                jobs = [job for job in self._held.values() if not self._service.checkpoints.of_job(job.id)]
                 return {"events": self._side_by_side(self._checkpoint, jobs, asked["at_once"])}
             case "end":
-                return {"events": self._side_by_side(self._end, list(self._held), asked["at_once"])}
-        return {"held": len(self._held)}
+                return {"events": self._side_by_side(self._end, list(self._held.values()), asked["at_once"])}
+        return {"held": len(self._held), "lost": sum(job.attempt - 1 for job in self._held.values())}
 
     def _side_by_side(self, work: Callable[[Job], int], jobs: list[Job], at_once: int) -> int:
+        def one(job: Job) -> int:
+            try:
+                return work(job)
+            except StaleAttempt as error:  # its lease has run out, and a bell brings it back
+                logging.warning("%s", error)
+                return 0
+
         with ThreadPoolExecutor(at_once) as threads:
-            return sum(threads.map(work, jobs))
+            return sum(threads.map(one, jobs))
 
     def _tell(self, job: Job, steps: int) -> int:
         """As the supervisor of a training process tells what it finds in metrics.jsonl: the events written."""
-        first = self._steps[job.id] + 1
+        first = self._steps.get(job.id, 0) + 1
         for step in range(first, first + steps):
             self._service.events.append(job, "metrics", metrics(step))
         self._steps[job.id] = first + steps - 1
@@ -198,7 +205,7 @@ class Fleet:
         return steps
 
     def _checkpoint(self, job: Job) -> int:
-        step, model = self._steps[job.id], ModelConfig(**job.plan["model"])
+        step, model = self._steps.get(job.id, 0), ModelConfig(**job.plan["model"])
         with tempfile.TemporaryDirectory(dir=self._directory) as directory:
             path = write_checkpoint(Path(directory), model, step, {"train_bits_per_dim": 4.0})
             checkpoint = self._service.checkpoints.register(path, job)
@@ -209,8 +216,8 @@ class Fleet:
 
     def _end(self, job: Job) -> int:
         self._lease.let_go(job)
-        self._held.remove(job)
-        self._service.jobs.end(job, "succeeded", result={"step": self._steps[job.id]})
+        del self._held[job.id]
+        self._service.jobs.end(job, "succeeded", result={"step": self._steps.get(job.id, 0)})
         return 1
 
 

@@ -113,22 +113,24 @@ class Service:
             except Conflict as error:  # tried again, when the reaper looks again
                 log.info("job %s is not deleted yet: %s", job_id, error)
 
-    def delete_expired(self) -> None:
-        """Removes the likelihood and sampling jobs that are older than their results are kept, for a second or so.
+    def delete_expired(self) -> int:
+        """Removes likelihood and sampling jobs that are older than their results are kept; how many.
 
-        That is several times as many as a process can create until it is done again.
+        It goes on for about a second, as the reaper has other things to do.
         """
+        deleted = 0
         until = time.monotonic() + _DELETING_SECONDS
         while time.monotonic() < until and (expired := self.jobs.expired()):
             for job_id in expired:
                 try:
                     self.store.delete(f"jobs/{job_id}")  # first, so that it is tried again where the store is away
-                    self.delete_job(job_id)
+                    deleted += self.delete_job(job_id)
                 except NotFound:
                     log.info("job %s was deleted by another process", job_id)
                 except OSError as error:
                     log.warning("job %s has expired and is not deleted yet: %s", job_id, error)
-                    return
+                    return deleted
+        return deleted
 
     def artifacts(self, job: Job) -> Manifest:
         """The files that a job has left. Raises `NotFound` where it has left none yet."""
