@@ -15,7 +15,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-recipes bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-scale bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -68,16 +68,23 @@ bench-likelihood: install  ## float32 error, round trips, evaluations of the inv
 bench-memory: install  ## what training takes beside what it is estimated to, into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.memory
 
+bench-operations: install  ## memory and CPU of each process, cost of Redis's durability, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.operations
+
 bench-recipes: install  ## flips, decay and cooldown beside the plain recipe, into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.recipes
+
+bench-scale: install  ## latency, Redis memory, events and reaper at up to 100,000 jobs, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.scale
 
 bench-service: install  ## requests/s and latency of likelihood over HTTP beside a plain endpoint, into RESULTS.md
 	@$(BIN)/python -m benchmarks.service
 
-docs: install  ## draw docs/architecture.svg and list docs/errors.md from the code
+docs: install  ## draw docs/architecture.svg, list docs/errors.md and docs/settings.md from the code
 	@$(BIN)/python -m docs.architecture
 	@$(BIN)/python -m docs.errors
 	@$(BIN)/python -m docs.observability
+	@$(BIN)/python -m docs.settings
 
 clean:  ## remove .venv, caches, demo_output/ and benchmark_output/; keep data/
 	rm -rf .venv demo_output benchmark_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""`flowpp keys`, `reindex` and `gc`: what is done beside the service, where its Redis server and store are."""
+"""`flowpp keys`, `reindex`, `backup`, `gc`: what is done beside the service, where its Redis server and store are."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def service_beside(data: Path) -> Iterator["Service"]:
         with Service(Settings()) as service:
             yield service
         return
-    if not ((data / "redis").is_dir() or (data / "lock").exists()):  # or its Redis server was lost
+    if not any((data / each).exists() for each in ("redis", "store", "lock")):  # its Redis server may have been lost
         raise StackError(f"{data} is no data directory of `flowpp serve`; name it by --data, or set FLOWPP_REDIS_URL")
     own = Settings(data_directory=data)
     url = data / REDIS_URL
@@ -58,6 +58,7 @@ def service_beside(data: Path) -> Iterator["Service"]:
         with Service(own.model_copy(update={"redis_url": url.read_text().strip()})) as service:
             yield service
         return
+    (data / "logs").mkdir(exist_ok=True)
     with (
         held,
         RedisServer(data / "redis", log=data / "logs" / "redis.log", pass_fds=[held.fileno()]) as server,
@@ -150,6 +151,36 @@ def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
         typer.echo(f"left out: {fault}", err=True)
     counts = rebuilt.model_dump(exclude={"damaged"})
     typer.echo(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+
+
+def backup(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/folder.")],
+    data: Data = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Copy the store to another place, from which `flowpp reindex` rebuilds the service on an empty machine.
+
+    It may run beside the service. Into the same place again it copies what is new, and deletes what is gone. Exits with
+    1 where something is damaged, which is left out, and with 2 where the store is empty.
+    """
+    from worker.artifacts import ArtifactStore
+    from worker.backup import back_up
+    from worker.settings import Settings
+
+    store = Settings(data_directory=data).store_url
+    try:
+        done = back_up(ArtifactStore(store), ArtifactStore(target))
+    except Refusal as error:
+        raise typer.BadParameter(f"{store}: {error}") from error
+    if as_json:
+        typer.echo(done.model_dump_json())
+    else:
+        for fault in done.damaged:
+            typer.echo(f"left out: {fault}", err=True)
+        counts = done.model_dump(exclude={"damaged"})
+        typer.echo(", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    if done.damaged:
+        raise typer.Exit(1)
 
 
 def gc(

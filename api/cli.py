@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from api.administration import gc, keys, reindex
+from api.administration import backup, gc, keys, reindex
 from api.client import ClientError, ProblemError, Unreachable
 from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
@@ -30,6 +30,7 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(presets.app, name="presets")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys, name="keys")
+app.command()(backup)
 app.command()(reindex)
 app.command()(gc)
 

@@ -209,7 +209,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
         (503,), "The service cannot reach its artifact store.", "Try again in a while, as `Retry-After` says."
     ),
     "redis_unreachable": ErrorCode(
-        (503,), "The service cannot reach its Redis server.", "Try again in a while, as `Retry-After` says."
+        (503,),
+        "The service cannot reach its Redis server, or this is full.",
+        "Try again in a while, as `Retry-After` says.",
     ),
     "internal_error": ErrorCode(
         (500,), "The service failed.", "Look into its log under the reference that `detail` names."

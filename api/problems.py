@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -104,8 +105,9 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 async def unreachable(request: Request, error: Exception) -> JSONResponse:
-    """The answer while Redis is away."""
-    detail = "the service cannot reach its Redis server; try again in a while"
+    """The answer while Redis is away, or full."""
+    what = "has no room in" if isinstance(error, OutOfMemoryError) else "cannot reach"
+    detail = f"the service {what} its Redis server; try again in a while"
     return problem(request, 503, "redis_unreachable", detail, headers={"Retry-After": "5"})
 
 

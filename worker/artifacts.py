@@ -168,6 +168,22 @@ class ArtifactStore:
                     raise _damaged(prefix, name)
 
     @reaching(_STORE)
+    def replicate(self, prefix: str, other: "ArtifactStore") -> bool:
+        """Puts what is stored as `prefix` into another store, its manifest last; false where it is there already.
+
+        Raises `NotFound` and `DamagedArtifact`; nothing new is there then.
+        """
+        manifest = self.manifest(prefix)
+        if other._has(prefix, manifest):
+            return False
+        for name, stored in manifest.files.items():
+            with self._reading(prefix, name) as source, other._writing(other._path(prefix, name)) as target:
+                if _copy(source, target) != stored:
+                    raise _damaged(prefix, name)
+        other._write_manifest(prefix, manifest)
+        return True
+
+    @reaching(_STORE)
     def verify(self, prefix: str) -> None:
         """Reads all files of `prefix`. Raises `NotFound` and `DamagedArtifact`."""
         for name, stored in self.manifest(prefix).files.items():
@@ -301,8 +317,18 @@ class ArtifactStore:
 
     def _put_manifest(self, prefix: str, record: dict[str, Any], files: dict[str, StoredFile]) -> Manifest:
         manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
-        self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(prefix, MANIFEST))
+        self._write_manifest(prefix, manifest)
         return manifest
+
+    def _write_manifest(self, prefix: str, manifest: Manifest) -> None:
+        self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(prefix, MANIFEST))
+
+    def _has(self, prefix: str, manifest: Manifest) -> bool:
+        """Whether just this is stored as `prefix`."""
+        try:
+            return self.manifest(prefix) == manifest
+        except (NotFound, DamagedArtifact):
+            return False
 
     def _put_file(self, source: Path, path: str) -> StoredFile:
         with source.open("rb") as file, self._writing(path) as target:

@@ -4,11 +4,11 @@ from typing import Any
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, TimeoutError
 from redis.retry import Retry
 
-UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError)
-"""What the commands raise while the server is away or loads its data."""
+UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError)
+"""What the commands raise while the server is away, loads its data, or has reached its `maxmemory`."""
 
 
 def connect(url: str, retries: int = 3) -> Redis:

@@ -215,20 +215,20 @@ class Jobs:
 
         Raises `NotFound` where there is no job `after`.
         """
+        if after is not None:
+            self.get(after, owner)
+        by = {"type": type or "", "owner": owner or ""}
+        indices = {f"flowpp:jobs:{name}:{value}": name for name, value in by.items() if value}
+        index = min(indices, key=self._redis.zcard, default="flowpp:jobs")  # an owner, or a type, may have few
+        by |= {indices[index]: ""} if indices else {}
+        wanted = {**by, "status": status or "", "metadata": dict(metadata or {})}
 
-        def load(ids: list[str]) -> list[Job]:
-            wanted = (metadata or {}).items()
-            return [
-                job
-                for job in self._load(ids)
-                if type in (None, job.type) and status in (None, job.status) and wanted <= job.metadata.items()
-            ]
+        def choose(ids: list[str]) -> list[str]:
+            return self._scripts.matching(ids, wanted)
 
-        index = "flowpp:jobs" if type is None else f"flowpp:jobs:type:{type}"
-        if owner is not None:
-            index = f"flowpp:jobs:owner:{owner}"
+        filtering = choose if any(wanted.values()) else None
         try:
-            return read_page(self._redis, index, load, after=after, limit=limit, order=order)
+            return read_page(self._redis, index, self._load, choose=filtering, after=after, limit=limit, order=order)
         except KeyError as error:
             raise _not_found(str(after)) from error
 
@@ -348,9 +348,9 @@ class Jobs:
         """
         return self._scripts.reap(self.lease_seconds, may_end)
 
-    def waiting(self, queue: Queue) -> list[str]:
-        """The ids of the jobs that wait, in their order."""
-        return list(self._redis.zrange(f"flowpp:queued:{queue}", 0, -1))
+    def waiting(self, queue: Queue, first: int = 0, most: int = 1_000_000) -> list[str]:
+        """The ids of up to `most` jobs that wait, in their order, from the place `first` on."""
+        return list(self._redis.zrange(f"flowpp:queued:{queue}", first, first + most - 1))
 
     def _ask(self, transition: str, job_id: str) -> Job:
         self._answer(transition, job_id)

@@ -117,11 +117,21 @@ class Checkpoints:
         Raises `NotFound` where there is no checkpoint `after`.
         """
 
-        def load(ids: Sequence[str]) -> list[Checkpoint]:
-            return [checkpoint for checkpoint in self._load(ids) if job in (None, checkpoint.job)]
+        of_job = set() if job is None else self._redis.smembers(f"{job_key(job)}:checkpoints")
+
+        def choose(ids: list[str]) -> list[str]:
+            return [checkpoint_id for checkpoint_id in ids if checkpoint_id in of_job]
 
         try:
-            return read_page(self._redis, index_of("checkpoints", owner), load, after=after, limit=limit, order=order)
+            return read_page(
+                self._redis,
+                index_of("checkpoints", owner),
+                self._load,
+                choose=None if job is None else choose,
+                after=after,
+                limit=limit,
+                order=order,
+            )
         except KeyError as error:
             raise _not_found(str(after)) from error
 

@@ -8,7 +8,8 @@ T = TypeVar("T")
 Order = Literal["asc", "desc"]
 
 MAX_LIMIT = 1_000
-_CHUNK = 256
+_CHUNK, _LARGEST_CHUNK = 250, 2_000
+"""Ids among which is looked for what matches, first and later: where little does, more at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ def read_page(
     index: str,
     load: Callable[[list[str]], list[T]],
     *,
+    choose: Callable[[list[str]], list[str]] | None = None,
     after: str | None = None,
     limit: int = 20,
     order: Order = "desc",
 ) -> Page[T]:
-    """Up to `limit` records from the sorted set `index`, behind the id `after`; `load` may leave some out.
+    """Up to `limit` records from the sorted set `index`, behind the id `after`.
 
-    Raises `KeyError` where `after` is not in the index, `ValueError` for a limit out of bounds.
+    `choose` says which of some ids match, all where there is none; `load` may leave out what was deleted. Raises
+    `KeyError` where `after` is not in the index, `ValueError` for a limit out of bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_LIMIT}")
@@ -42,11 +45,18 @@ def read_page(
             raise KeyError(after)
         start = place + 1
     found: list[T] = []
+    chunk = _CHUNK
     while len(found) <= limit:
-        ids = redis.zrange(index, start, start + max(_CHUNK, limit) - 1, desc=order == "desc")
+        most = limit + 1 if choose is None else chunk
+        chunk = min(2 * chunk, _LARGEST_CHUNK)
+        ids = redis.zrange(index, start, start + most - 1, desc=order == "desc")
         if not ids:
             break
-        found += load(ids)
+        chosen = ids if choose is None else choose(ids)
+        while chosen and len(found) <= limit:
+            wanted = limit + 1 - len(found)
+            found += load(chosen[:wanted])
+            chosen = chosen[wanted:]
         place = rank(index, ids[-1])  # records that were added meanwhile have moved it
         start = start + len(ids) if place is None else place + 1
     return Page(found[:limit], len(found) > limit)

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _LOOKS = 5  # a lease
 _RENEWALS = 3  # a lease
+_RINGS = 100  # a queue and look: it has other things to do, and each bell takes a millisecond
 
 
 class Reaper:
@@ -65,7 +66,7 @@ class Clock:
 
 
 def reap(service: Service, trusted: bool = True) -> list[str]:
-    """Ends attempts whose lease ran out, cancels and deletes what is due, and rings as many bells as jobs wait.
+    """Ends attempts whose lease ran out, cancels and deletes what is due, and rings up to as many bells as jobs wait.
 
     The ids of the jobs whose attempt was ended; none is while Redis's clock is not to be trusted.
     """
@@ -80,7 +81,7 @@ def reap(service: Service, trusted: bool = True) -> list[str]:
         REAPED.labels("expired").inc(service.delete_expired())
     REAPED.labels("deleted").inc(service.delete_ended())
     for queue, name in QUEUES.items():
-        for job_id in service.jobs.waiting(queue)[int(service.redis.llen(name)) :]:
+        for job_id in service.jobs.waiting(queue, int(service.redis.llen(name)), _RINGS):
             service.bells.ring(queue, job_id)
             REAPED.labels("bell_rung").inc()
     return ended

@@ -113,6 +113,7 @@ def _options(directory: Path, port: int) -> list[str]:
         "appendfsync": "always",
         "save": "",
         "maxmemory-policy": "noeviction",
+        "stream-node-max-bytes": "1024",  # allocated in advance for each job, most of which have three events
     }
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,8 @@ from worker.settings import Settings
 from worker.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
+
+_DELETING_SECONDS = 1.0
 
 
 class Service:
@@ -108,16 +111,22 @@ class Service:
         return deleted
 
     def delete_expired(self) -> int:
-        """Removes the likelihood and sampling jobs that are older than their results are kept; how many."""
+        """Removes likelihood and sampling jobs that are older than their results are kept; how many.
+
+        It goes on for about a second, as the reaper has other things to do.
+        """
         deleted = 0
-        for job_id in self.jobs.expired():
-            try:
-                self.store.delete(f"jobs/{job_id}")  # first, so that it is tried again where the store is away
-                deleted += self.delete_job(job_id)
-            except NotFound:
-                log.info("job %s was deleted by another process", job_id)
-            except OSError as error:
-                log.warning("job %s has expired and is not deleted yet: %s", job_id, error)
+        until = time.monotonic() + _DELETING_SECONDS
+        while time.monotonic() < until and (expired := self.jobs.expired()):
+            for job_id in expired:
+                try:
+                    self.store.delete(f"jobs/{job_id}")  # first, so that it is tried again where the store is away
+                    deleted += self.delete_job(job_id)
+                except NotFound:
+                    log.info("job %s was deleted by another process", job_id)
+                except OSError as error:
+                    log.warning("job %s has expired and is not deleted yet: %s", job_id, error)
+                    return deleted
         return deleted
 
     def artifacts(self, job: Job) -> Manifest:

@@ -81,6 +81,7 @@ class Transitions:
         self._claim = script("claim")
         self._sleep = script("sleep")
         self._renew = script("renew")
+        self._matching = script("matching")
         self._set_field = script("set_field")
         self._append = script("append")
         self._end = script("end")
@@ -126,6 +127,10 @@ class Transitions:
             for job_id, attempt in held:
                 self._renew(args=[job_id, attempt, lease_seconds], client=pipeline)
             return pipeline.execute()
+
+    def matching(self, ids: Sequence[str], wanted: Mapping[str, Any]) -> list[str]:
+        """Those of the jobs that have the type, owner, status ('' is any) and all the metadata that are wanted."""
+        return self._matching(args=[json.dumps(wanted), *ids])
 
     def set_field(self, job_id: str, attempt: int, field: str, value: str) -> str | None:
         """The job's status."""

@@ -2,106 +2,24 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from api.stack import Stack
+from tests.service.visitor import Visitor, flowpp, key, wait_until_recorded
 from worker.redis_server import RedisServer
 from worker.service import Service
 from worker.settings import Settings
 
 ENDLESS = 1_000_000
 TINY = {"preset": "tiny"}
-
-
-def flowpp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("flowpp")), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=120)
-
-
-def key(data: Path, owner: str, scope: str) -> str:
-    made = flowpp("keys", "create", "--owner", owner, "--scope", scope, "--data", data)
-    assert made.returncode == 0, made.stderr
-    return made.stdout.strip()
-
-
-class Visitor:
-    """A client with a key, that asks for all there is."""
-
-    def __init__(self, stack: Stack, token: str) -> None:
-        self.http = httpx.Client(
-            base_url=stack.url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60
-        )
-
-    def dataset(self, images: np.ndarray) -> dict[str, Any]:
-        file = io.BytesIO()
-        np.save(file, images)
-        answer = self.http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())})
-        assert answer.status_code == 201, answer.text
-        return answer.json()
-
-    def job(self, kind: str, cancel_after: str | None = None, **request: Any) -> dict[str, Any]:
-        headers = {"Cancel-After": cancel_after} if cancel_after else {}
-        answer = self.http.post(f"/v1/{kind}-jobs", json=request, headers=headers)
-        assert answer.status_code == 202, answer.text
-        return answer.json()
-
-    def is_now(self, job: dict[str, Any], *statuses: str, seconds: float = 60) -> dict[str, Any]:
-        """The job, as soon as it is one of these."""
-        deadline = time.monotonic() + seconds
-        while (now := self.http.get(f"/v1/jobs/{job['id']}").json())["status"] not in statuses:
-            assert time.monotonic() < deadline, now
-            time.sleep(0.05)
-        return now
-
-    def has_checkpoint(self, job: dict[str, Any]) -> None:
-        """Returns when it has."""
-        deadline = time.monotonic() + 60
-        while not self.http.get("/v1/checkpoints", params={"job": job["id"]}).json()["data"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    def all_there_is(self) -> dict[str, tuple[int, bytes]]:
-        """Each GET of the OpenAPI document for each id there is: its status and body."""
-        found: dict[str, tuple[int, bytes]] = {}
-        ids = {
-            "job_id": self._ids("jobs"),
-            "dataset_id": self._ids("datasets"),
-            "checkpoint_id": self._ids("checkpoints"),
-            "webhook_id": self._ids("webhooks"),
-        }
-        paths = self.http.get("/openapi.json").json()["paths"]
-        del paths["/v1/status"]  # of the moment
-        for path in [path for path, methods in paths.items() if path.startswith("/v1/") and "get" in methods]:
-            name = next((name for name in ids if f"{{{name}}}" in path), None)
-            for place in [path.replace(f"{{{name}}}", each) for each in ids[name]] if name else [path]:
-                self._visit(place, found)
-        return found
-
-    def _ids(self, things: str) -> list[str]:
-        return [thing["id"] for thing in self.http.get(f"/v1/{things}", params={"limit": 100}).json()["data"]]
-
-    def _visit(self, place: str, found: dict[str, tuple[int, bytes]]) -> None:
-        if "{name}" in place:
-            for artifact in self.http.get(place.removesuffix("/{name}")).json()["data"]:
-                self._visit(artifact["url"], found)
-            return
-        orders = [{}, {"order": "asc", "limit": 100}] if place.count("/") == 2 else [{}]
-        for parameters in orders:
-            answer = self.http.get(place, params=parameters)
-            found[str(answer.url.raw_path)] = answer.status_code, answer.content
 
 
 @pytest.fixture
@@ -140,15 +58,6 @@ def images() -> np.ndarray:
     """Noise on a gradient; uint8 [40, 8, 8, 3]."""
     noise = np.random.default_rng(0).integers(0, 32, (40, 8, 8, 3), np.uint8)
     return noise + np.linspace(0, 200, 8).astype(np.uint8)[:, None]
-
-
-def wait_until_recorded(data: Path) -> None:
-    settings = Settings(redis_url=(data / "redis.url").read_text().strip(), data_directory=data)
-    deadline = time.monotonic() + 30
-    with Service(settings) as service:
-        while service.redis.exists("flowpp:changed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
 
 
 def what_is_noted(data: Path) -> tuple[Any, ...]:

@@ -1,15 +1,18 @@
 """The transitions of jobs on a real server: those that are, those that are refused, and who may write."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 
 from tests.worker.conftest import Submit
-from worker.jobs import TERMINAL, Job, JobError, Progress, StaleAttempt
+from worker.jobs import TERMINAL, Job, JobError, NewJob, Progress, StaleAttempt, new_job_id
 from worker.reaper import reap
+from worker.record_images import in_record
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.service import Service
 
@@ -317,10 +320,40 @@ def test_a_filter_finds_what_lies_behind_many_that_do_not_match(service: Service
     rare = [submit(metadata={"rare": "yes"}).id for _ in range(2)]
     for _ in range(600):
         submit()
+    few = [submit("sampling", owner="few").id for _ in range(2)]
+    assert [job.id for job in service.jobs.page(owner="few", type="sampling").data] == few[::-1]
+    assert service.jobs.page(owner="few", type="training").data == []
+    assert [job.id for job in service.jobs.page(owner="few", status="queued", after=few[1]).data] == [few[0]]
+    with pytest.raises(NotFound):
+        service.jobs.page(owner="few", type="training", after=rare[0])
     page = service.jobs.page(metadata={"rare": "yes"}, limit=1)
     assert ([job.id for job in page.data], page.has_more) == ([rare[1]], True)
     page = service.jobs.page(metadata={"rare": "yes"}, limit=1, after=rare[1])
     assert ([job.id for job in page.data], page.has_more) == ([rare[0]], False)
+
+
+def test_a_page_reads_no_more_records_than_it_shows(service: Service, submit: Submit) -> None:
+    for number in range(300):
+        submit(metadata={"even": str(number % 2 == 0)})
+
+    def records_read(**filters: object) -> int:
+        service.redis.config_resetstat()
+        assert len(service.jobs.page(limit=20, **filters).data) == 20
+        return service.redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+
+    assert records_read() == 21
+    assert records_read(metadata={"even": "True"}, status="queued") == 21
+
+
+def test_images_that_came_with_a_request_go_from_its_record_when_it_ends(service: Service, submit: Submit) -> None:
+    plan = {"checkpoint": "ckpt_1", "num_images": 1, "images": in_record(np.zeros((1, 8, 8, 3), np.uint8), ["a.png"])}
+    job, _ = service.jobs.submit(NewJob(new_job_id(), "likelihood", {}, plan, {}, ()), 10)
+    (job,) = service.jobs.claim("inference", "worker")
+    assert service.jobs.end(job, "stopped") == "queued"
+    assert service.jobs.get(job.id).plan == json.loads(json.dumps(plan)), "it is to be computed yet"
+    (job,) = service.jobs.claim("inference", "worker")
+    service.jobs.end(job, "succeeded", result={"bits_per_dim": 4.0})
+    assert service.jobs.get(job.id).plan == {"checkpoint": "ckpt_1", "num_images": 1}
 
 
 def test_owners_take_turns_in_proportion_to_what_they_ask_for(service: Service, submit: Submit) -> None:

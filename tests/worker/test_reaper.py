@@ -29,6 +29,14 @@ def test_a_lost_bell_is_rung_again_once(service: Service, submit: Submit) -> Non
         assert (bells(service, "training"), bells(service, "inference")) == (1, 2)
 
 
+def test_many_lost_bells_are_rung_in_several_looks(service: Service, submit: Submit) -> None:
+    for _ in range(130):
+        submit()
+    for rung in (100, 130, 130):
+        reap(service)
+        assert bells(service, "training") == rung
+
+
 def test_nothing_is_rung_where_nothing_waits(service: Service, submit: Submit) -> None:
     job = submit()
     service.jobs.cancel(job.id)
@@ -90,3 +98,30 @@ def test_an_expired_job_is_deleted_with_its_files_and_others_stay(
     assert service.store.directory is not None
     assert [path.name for path in (service.store.directory / "jobs").iterdir()] == [kept.id]
     assert service.redis.zrange("flowpp:expiring", 0, -1) == [kept.id]
+
+
+def test_more_expired_jobs_than_are_looked_at_at_a_time_go_in_one_look(service: Service, submit: Submit) -> None:
+    jobs = [submit("sampling").id for _ in range(250)]
+    for job_id in jobs:
+        service.jobs.cancel(job_id)
+    service.redis.zadd("flowpp:expiring", dict.fromkeys(jobs, 1))
+    reap(service)
+    assert service.jobs.page().data == []
+
+
+def test_expired_jobs_stay_while_the_store_is_away(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit("sampling")
+    service.jobs.cancel(job.id)
+    service.redis.zadd("flowpp:expiring", {job.id: 1})
+
+    def away(prefix: str) -> None:
+        raise OSError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "delete", away)
+        reap(service)
+        assert service.jobs.get(job.id).status == "cancelled"
+    reap(service)
+    assert service.jobs.page().data == []

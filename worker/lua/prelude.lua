@@ -94,6 +94,15 @@ local function take_turn(id, queue)
   set(id, 'turn', string.format('%.0f', turn))
 end
 
+-- Images that came with a request are most of its record, and nobody asks for them when it is answered.
+local function forget_images(id)
+  local written = get(id, 'plan')
+  local plan = written ~= '' and cjson.decode(written) or {}
+  if plan.images == nil then return end
+  plan.images = nil
+  set(id, 'plan', cjson.encode(plan))
+end
+
 -- Of an attempt that has ended, or of none yet.
 local function forget_estimate(id)
   local written = get(id, 'progress')
@@ -131,6 +140,7 @@ local function become(id, status, data)
     redis.call('PUBLISH', 'flowpp:finished', id)
     redis.call('ZREM', 'flowpp:deadlines', id)
     if get(id, 'type') ~= 'training' then
+      forget_images(id)
       set(id, 'expires_at', seconds(t + RESULT_TTL))
       redis.call('ZADD', 'flowpp:expiring', seconds(t + RESULT_TTL), id)
     end

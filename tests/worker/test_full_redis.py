@@ -1,0 +1,53 @@
+"""A Redis server that has reached its `maxmemory`: who waits for one that is away waits for it, too."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from tests.worker.conftest import Submit
+from worker.lease import Lease
+from worker.reaper import Reaper
+from worker.service import Service
+
+
+@contextmanager
+def full(service: Service, submit: Submit) -> Iterator[None]:
+    """Within it the server takes nothing new."""
+    service.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            submit()
+        yield
+    finally:
+        service.redis.config_set("maxmemory", 0)
+
+
+def test_a_lease_is_renewed_once_there_is_room_again(service: Service, submit: Submit) -> None:
+    submit()
+    [job] = service.jobs.claim("training", "a worker")
+    with Lease(service.jobs, [job]):
+        with full(service, submit):
+            time.sleep(1)
+        before, deadline = service.redis.zscore("flowpp:leases", job.id), time.monotonic() + 10
+        while service.redis.zscore("flowpp:leases", job.id) == before:
+            assert time.monotonic() < deadline, "the lease is renewed no more"
+            time.sleep(0.05)
+
+
+def test_the_reaper_goes_on_once_there_is_room_again(service: Service, submit: Submit) -> None:
+    job = submit()
+    while service.redis.info("server")["uptime_in_seconds"] <= service.settings.lease_seconds:
+        time.sleep(0.1)
+    service.jobs.claim("training", "one that is lost")
+    with Reaper(service):
+        with full(service, submit):
+            time.sleep(1)
+            assert service.jobs.get(job.id).status == "running"
+        deadline = time.monotonic() + 10
+        while service.jobs.get(job.id).status == "running":
+            assert time.monotonic() < deadline, "the reaper has ended"
+            time.sleep(0.05)
+    assert service.jobs.get(job.id).status == "queued"
