@@ -50,7 +50,7 @@ class Page {
       parts.push(this.pictures);
     }
     const details = (name, content, open) => element("details", { class: "card", open }, element("summary", {}, name), content);
-    parts.push(details("Files", this.artifacts, true), details("Events", this.events, !isTraining), details("Log", this.log, false));
+    parts.push(details("Files", this.artifacts, !isTraining), details("Events", this.events, !isTraining), details("Log", this.log, false));
     fill(this.body, parts);
     this.state();
     await this.listFiles();

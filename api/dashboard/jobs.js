@@ -1,7 +1,7 @@
 // The list of jobs.
 
 import { choice, element, fill, showError } from "./elements.js";
-import { decimal, finish, moment, short } from "./figures.js";
+import { count, decimal, finish, moment, short } from "./figures.js";
 import { every, get } from "./service.js";
 
 export const title = "Jobs";
@@ -76,5 +76,5 @@ export function progressBar(job) {
   const { percent_done: percent, step, total_steps: total } = job.progress;
   return element("div", { class: "progress" },
     element("progress", { max: 100, value: percent, "aria-label": `Progress of ${job.type} job ${short(job.id)}` }),
-    element("small", {}, [`${Math.floor(percent)} % (${step} of ${total})`, finish(job), job.queue_position ? `${job.queue_position} before it` : ""].filter(Boolean).join(", ")));
+    element("small", {}, [`${Math.floor(percent)} % (${count(step)} of ${count(total)})`, finish(job), job.queue_position ? `${job.queue_position} before it` : ""].filter(Boolean).join(", ")));
 }
