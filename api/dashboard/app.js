@@ -42,7 +42,9 @@ async function show(isFirst = false) {
   try {
     await page.show(body, { id, query, signal });
   } catch (error) {
-    if (!signal.aborted) showError(body, error);
+    if (signal.aborted) return;
+    showError(body, error);
+    if (error.status === 401) body.append(element("p", { class: "buttons" }, element("button", { type: "button", onclick: () => dialog.showModal() }, "Enter a key")));
   }
 }
 

@@ -65,6 +65,7 @@ class Page {
       await this.listFiles();
       this.isSettled = ended; // its files were read once more after its end
     } catch (error) {
+      if (error.status === 401) throw error; // nobody asks on without a key
       showError(this.trouble, error);
     }
   }
@@ -179,7 +180,7 @@ class Page {
   }
 
   refreshSoon() {
-    this.soon ??= setTimeout(() => { this.soon = null; if (!this.signal.aborted) this.refresh(); }, 200);
+    this.soon ??= setTimeout(() => { this.soon = null; if (!this.signal.aborted) this.refresh().catch((error) => showError(this.trouble, error)); }, 200);
   }
 
   draw(columns) {

@@ -41,6 +41,7 @@ export async function show(body, { query, signal }) {
         after ? element("a", { id: "newest", href: `#/jobs?${new URLSearchParams(filter)}` }, "Newest") : null,
         page.has_more ? element("a", { id: "older", href: `#/jobs?${new URLSearchParams([...filter, ["after", page.last_id]])}` }, "Older") : null);
     } catch (error) {
+      if (error.status === 401) throw error; // nobody asks on without a key
       showError(trouble, error);
     }
   }, signal);

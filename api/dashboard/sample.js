@@ -4,7 +4,7 @@ import { element, facts, field, fill, showError } from "./elements.js";
 import { count } from "./figures.js";
 import { modelField, noModel } from "./models.js";
 import { all, download, get, picture, post } from "./service.js";
-import { contactSheet } from "./sheet.js";
+import { imageChoice } from "./sheet.js";
 import { ended } from "./waiting.js";
 
 export const title = "Draw samples";
@@ -18,22 +18,38 @@ export async function show(body, { query, signal }) {
   const draw = element("div", { class: "fields" },
     field("How many", number("num-samples", { min: 1, max: 400, value: 16 })),
     field("Temperature", number("temperature", { min: 0, max: 10, step: 0.05, value: 1 }), "1 is the model; less is smoother"));
-  const sheet = element("div", { class: "sheet" });
-  const dataset = element("select", { id: "dataset", name: "dataset", onchange: () => contactSheet(dataset.value, sheet, signal) },
-    datasets.map((each) => element("option", { value: each.id }, `${each.name ?? each.id}, ${count(each.num_images)} images`)));
+  const dataset = element("select", { id: "dataset", name: "dataset", onchange: () => offer() },
+    datasets.map((each) => element("option", { value: each.id }, `${each.name ?? each.id}, ${count(each.num_images)} images, ${each.shape[2]} × ${each.shape[1]}`)));
+  const from = number("from", { min: 0, value: 0, oninput: () => press() });
+  const to = number("to", { min: 0, value: 1, oninput: () => press() });
+  const tiles = element("div", { class: "tiles", role: "group", "aria-label": "Some of the dataset's images" });
+  let next = from;
+  const press = () => {
+    for (const tile of tiles.querySelectorAll("button")) tile.setAttribute("aria-pressed", `${[from.value, to.value].includes(tile.dataset.index)}`);
+  };
+  const take = (index) => {
+    next.value = index;
+    next = next === from ? to : from;
+    press();
+  };
+  const offer = async () => {
+    const chosen = datasets.find(({ id }) => id === dataset.value);
+    if (!chosen) return;
+    for (const end of [from, to]) end.max = chosen.num_images - 1;
+    await imageChoice(chosen, tiles, take, signal);
+    press();
+  };
   const between = element("div", { hidden: true },
-    element("div", { class: "fields" },
-      field("Dataset", dataset),
-      field("From image", number("from", { min: 0, value: 0 }), "numbers begin with 0; training images come first"),
-      field("To image", number("to", { min: 0, value: 1 })),
-      field("Steps", number("steps", { min: 2, max: MOST_STEPS, value: 9 }), "both ends included")),
-    sheet);
+    field("Dataset", dataset),
+    element("small", {}, "Choose the first image, then the second; or write their numbers, from 0 on, training images first."),
+    tiles,
+    element("div", { class: "fields" }, field("From image", from), field("To image", to), field("Steps", number("steps", { min: 2, max: MOST_STEPS, value: 9 }), "both ends included")));
   const way = (value, text, checked) => element("label", {}, element("input", { type: "radio", name: "way", value, checked, onchange: () => choose(value) }), ` ${text}`);
   const choose = (value) => {
     draw.hidden = value !== "draw";
     between.hidden = value === "draw";
     for (const part of [draw, between]) for (const input of part.querySelectorAll("input, select")) input.disabled = part.hidden;
-    if (!between.hidden && !sheet.firstChild && dataset.value) contactSheet(dataset.value, sheet, signal);
+    if (!between.hidden && !tiles.firstChild) offer();
   };
   const begin = element("button", {}, "Draw");
   const progress = element("div");

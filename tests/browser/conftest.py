@@ -14,9 +14,11 @@ import pytest
 
 from api.client import Client, Dataset, Job
 from api.stack import REDIS_URL, Stack
+from flowpp import FlowPP
 from tests.browser.pages import OUTPUT, Open, Seen
 from worker import child
 from worker.keys import NewKey
+from worker.models import Checkpoint
 from worker.redis_server import HOST, free_port
 from worker.service import Service
 from worker.settings import Settings
@@ -33,7 +35,9 @@ def browser() -> Iterator[Any]:
         pytest.fail("there is no playwright: `make test-browser` installs it", pytrace=False)
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
-        pytest.fail("there is no Chromium: `apt-get install chromium`, or name one: CHROMIUM=/path/to/it", pytrace=False)
+        pytest.fail(
+            "there is no Chromium: `apt-get install chromium`, or name one: CHROMIUM=/path/to/it", pytrace=False
+        )
     OUTPUT.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu"]  # it may be root in a container
@@ -78,6 +82,21 @@ def client(stack: Stack) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def settings(stack: Stack) -> Settings:
+    """Of the stack."""
+    return Settings(redis_url=(stack.data / REDIS_URL).read_text(), data_directory=stack.data)
+
+
+@pytest.fixture(scope="session")
+def unvalidated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A model for 32 x 32 images that nobody has trained, nor tried on validation images."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    FlowPP("tiny").save(directory)
+    with Service(settings) as service:
+        return service.checkpoints.register(directory)
+
+
 @dataclass(frozen=True)
 class Guarded:
     """An API over the same records that asks for keys, and one that may do all."""
@@ -87,8 +106,7 @@ class Guarded:
 
 
 @pytest.fixture(scope="session")
-def guarded(stack: Stack) -> Iterator[Guarded]:
-    settings = Settings(redis_url=(stack.data / REDIS_URL).read_text(), data_directory=stack.data)
+def guarded(stack: Stack, settings: Settings) -> Iterator[Guarded]:
     with Service(settings) as service:
         _, token = service.keys.create(NewKey(owner="alice", scopes=("admin",)))
     environment = {
@@ -112,18 +130,18 @@ def guarded(stack: Stack) -> Iterator[Guarded]:
 
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
-    """Random images with a gradient, so that there is something to learn; uint8 [60, 16, 16, 3]."""
-    noise = np.random.default_rng(0).integers(0, 40, (60, 16, 16, 3))
+    """Random images with a gradient, so that there is something to learn; uint8 [100, 16, 16, 3]."""
+    noise = np.random.default_rng(0).integers(0, 40, (100, 16, 16, 3))
     across = np.linspace(0, 200, 16)[None, :, None]
-    down = np.linspace(0, 1, 60)[:, None, None, None]
+    down = np.linspace(0, 1, 100)[:, None, None, None]
     return (noise + across * (1 - down) + across.swapaxes(0, 1) * down).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
 def archive(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz of 40 training and 20 validation images."""
+    """An .npz of 80 training and 20 validation images."""
     path = tmp_path_factory.mktemp("images") / "gradients.npz"
-    np.savez(path, train=images[:40], validation=images[40:])
+    np.savez(path, train=images[:80], validation=images[80:])
     return path
 
 

@@ -34,14 +34,15 @@ class Seen:
         """Errors and warnings; content that the policy refuses is among them."""
         where, text = message.location["url"], message.text
         provoked = any(f"status of {status} " in text for status in self.refusals)
-        missing_sheet = where.endswith("/contact-sheet") and "status of 404" in text
-        if message.type in ("error", "warning") and not (provoked or missing_sheet):
+        if message.type in ("error", "warning") and not provoked:
             self.faults.append(f"{text} ({where})")
 
 
 def settled(page: Any) -> Any:
     """The page, when nothing of it is still to come but what is asked for every so often."""
-    until(page, "() => document.querySelector('.page')?.children.length && [...document.images].every((i) => i.complete)")
+    until(
+        page, "() => document.querySelector('.page')?.children.length && [...document.images].every((i) => i.complete)"
+    )
     page.wait_for_timeout(300)
     return page
 

@@ -98,7 +98,8 @@ def test_arrow_keys_read_a_curve(open_page: Open, stack: Stack, trained: Job) ->
 
 def test_those_who_want_less_motion_get_none(open_page: Open, stack: Stack) -> None:
     page = settled(open_page(stack.url, "#/datasets", reduced_motion="reduce"))
-    moving = "() => [...document.querySelectorAll('*')].filter((e) => parseFloat(getComputedStyle(e).transitionDuration)).length"
+    moving = """() => [...document.querySelectorAll("*")]
+        .filter((each) => parseFloat(getComputedStyle(each).transitionDuration)).length"""
     assert page.evaluate(moving) == 0
     assert settled(open_page(stack.url, "#/datasets")).evaluate(moving) > 0
 

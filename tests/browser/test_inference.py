@@ -13,13 +13,15 @@ from api.client import Client, Dataset, Job
 from api.stack import Stack
 from flowpp.data import encode_png
 from tests.browser.pages import Open, colours, photograph, settled
+from worker.models import Checkpoint
 
 pytestmark = pytest.mark.browser
 
 DROP = """([place, files]) => {
     const data = new DataTransfer();
     for (const [name, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
-    for (const type of ["dragover", "drop"]) place.dispatchEvent(new DragEvent(type, { dataTransfer: data, bubbles: true, cancelable: true }));
+    const options = { dataTransfer: data, bubbles: true, cancelable: true };
+    for (const type of ["dragover", "drop"]) place.dispatchEvent(new DragEvent(type, options));
 }"""
 PIXELS = """(image) => {
     const canvas = document.createElement("canvas");
@@ -38,7 +40,7 @@ def test_dropped_images_are_scored_with_a_map_of_each(
     open_page: Open, stack: Stack, client: Client, trained: Job, images: np.ndarray, tmp_path: Path
 ) -> None:
     page = open_page(stack.url, f"#/score?model={trained.id}")
-    files = [[f"image {index}.png", list(encode_png(images[index]))] for index in (41, 0, 57)]
+    files = [[f"image {index}.png", list(encode_png(images[index]))] for index in (91, 0, 97)]
     drop = page.locator(".drop")
     drop.wait_for()
     page.evaluate(DROP, [drop.element_handle(), files])
@@ -53,7 +55,13 @@ def test_dropped_images_are_scored_with_a_map_of_each(
     assert page.locator(".scored b").all_inner_texts() == [f"{each:.3f} bits/dim" for each in bits]
     client.jobs.download(job.id, "bits_map.npz", tmp_path / "map.npz")
     pixels = np.load(tmp_path / "map.npz")["bits"].sum(3)
-    assert page.locator(".scale").inner_text().split() == [f"{pixels.min():.1f}", f"{pixels.max():.1f}", "bits", "a", "pixel"]
+    assert page.locator(".scale").inner_text().split() == [
+        f"{pixels.min():.1f}",
+        f"{pixels.max():.1f}",
+        "bits",
+        "a",
+        "pixel",
+    ]
     canvas = ".scored canvas >> nth=0"
     assert page.locator(canvas).evaluate("(canvas) => [canvas.width, canvas.height]") == [16, 16]
     drawn = np.array(page.locator(canvas).evaluate(PIXELS.replace("naturalW", "w").replace("naturalH", "h")))
@@ -63,13 +71,25 @@ def test_dropped_images_are_scored_with_a_map_of_each(
     assert (np.diff(brightness[order].astype(int)) >= -3).all(), "more bits are lighter"
 
     assert job.result["checkpoint"] in page.locator("main").inner_text()
-    checkpoint = httpx.get(f"{stack.url}/v1/checkpoints/{job.result['checkpoint']}", trust_env=False).json()
-    if checkpoint.get("validation_quantiles"):
-        assert page.locator(".mark").count() == 2
-        assert page.locator(".scored small").filter(has_text="validation image").count() == 2
-    else:
-        page.get_by_text("This checkpoint holds no distribution of its validation images").wait_for()
+    quantiles = httpx.get(f"{stack.url}/v1/checkpoints/{job.result['checkpoint']}", trust_env=False).json()
+    assert page.locator(".mark").count() == 2
+    places = page.locator(".scored small").filter(has_text="validation image").all_inner_texts()
+    for place, each in zip(places, bits, strict=True):
+        below = np.interp(each, quantiles["validation_quantiles"], np.arange(101))
+        words = {0: "fewer bits than any", 100: "more bits than any"}.get(float(below), f"percentile {below:.0f}:")
+        assert place.startswith(words)
     photograph(page, "score")
+
+
+def test_a_model_that_was_never_validated_has_no_distribution_and_says_so(
+    open_page: Open, stack: Stack, unvalidated: Checkpoint
+) -> None:
+    page = open_page(stack.url, f"#/score?model={unvalidated.id}")
+    image = {"name": "grey.png", "mimeType": "image/png", "buffer": encode_png(np.full((32, 32, 3), 99, np.uint8))}
+    page.get_by_label("Images", exact=True).set_input_files(image)
+    page.get_by_role("button", name="Score", exact=True).click()
+    page.get_by_text("This checkpoint holds no distribution of its validation images").wait_for()
+    assert page.locator(".scored canvas").count() == 1
 
 
 def test_an_image_of_another_size_is_refused_in_words(open_page: Open, stack: Stack, trained: Job) -> None:
@@ -77,7 +97,7 @@ def test_an_image_of_another_size_is_refused_in_words(open_page: Open, stack: St
     wrong = {"name": "wrong.png", "mimeType": "image/png", "buffer": encode_png(np.zeros((8, 8, 3), np.uint8))}
     page.get_by_label("Images", exact=True).set_input_files(wrong)
     page.get_by_role("button", name="Score", exact=True).click()
-    page.get_by_role("alert").filter(has_text="the model takes RGB, 16 pixels wide and 16 high").wait_for()
+    page.get_by_role("alert").filter(has_text="takes images that are").wait_for()
 
 
 def test_an_images_place_is_its_percentile_among_the_quantiles(open_page: Open, stack: Stack) -> None:
@@ -102,7 +122,9 @@ def test_an_images_place_is_its_percentile_among_the_quantiles(open_page: Open, 
     photograph(page, "distribution")
 
 
-def test_samples_are_drawn_at_a_temperature_from_a_seed(open_page: Open, stack: Stack, client: Client, trained: Job) -> None:
+def test_samples_are_drawn_at_a_temperature_from_a_seed(
+    open_page: Open, stack: Stack, client: Client, trained: Job
+) -> None:
     page = open_page(stack.url, f"#/sample?model={trained.id}")
     page.get_by_label("How many").fill("9")
     page.get_by_label("Temperature").fill("0.5")
@@ -128,15 +150,20 @@ def test_one_interpolates_between_two_images_of_a_dataset(
 ) -> None:
     page = open_page(stack.url, f"#/sample?model={trained.id}")
     page.get_by_label("the way between two images").check()
-    page.get_by_label("Dataset").select_option(dataset.id)
-    for label, value in (("From image", 3), ("To image", 50), ("Steps", 6)):
-        page.get_by_label(label).fill(str(value))
+    page.get_by_label("Dataset", exact=True).select_option(dataset.id)
+    page.get_by_role("button", name="Image 4", exact=True).click()  # the fourth on the sheet, which shows 64 of 100
+    page.get_by_role("button", name="Image 98", exact=True).click()
+    assert page.locator("[aria-pressed=true]").count() == 2
+    page.get_by_label("Steps").fill("6")
     page.get_by_role("button", name="Draw").click()
-    page.get_by_alt_text("Step 6 of 6 between the images 3 and 50").wait_for()
-    assert newest(client, "sampling").request["between"] == {"dataset": dataset.id, "images": [3, 50]}
-    for index, image in ((1, images[3]), (6, images[50])):
-        drawn = page.get_by_alt_text(f"Step {index} of 6 between the images 3 and 50").evaluate(PIXELS)
-        assert np.array_equal(np.array(drawn).reshape(16, 16, 4)[..., :3], image), "the ends are the images themselves"
+    page.get_by_alt_text("Step 6 of 6 between the images 4 and 98").wait_for()
+    assert newest(client, "sampling").request["between"] == {"dataset": dataset.id, "images": [4, 98]}
+    for index, end in ((1, 4), (6, 98)):
+        drawn = page.get_by_alt_text(f"Step {index} of 6 between the images 4 and 98").evaluate(PIXELS)
+        assert np.array_equal(np.array(drawn).reshape(16, 16, 4)[..., :3], images[end]), "the ends are the images"
+    tile = page.get_by_role("button", name="Image 98", exact=True).locator("canvas")
+    shown = np.array(tile.evaluate(PIXELS.replace("naturalW", "w").replace("naturalH", "h"))).reshape(16, 16, 4)
+    assert np.array_equal(shown[..., :3], images[98])
     photograph(settled(page), "interpolation")
 
 

@@ -16,6 +16,8 @@ def test_a_key_is_asked_for_and_kept_out_of_every_address(open_page: Open, guard
     dialog = page.get_by_role("dialog", name="A key is needed")
     dialog.wait_for()
     photograph(page, "key")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Enter a key").click()
     page.get_by_label("Key", exact=True).fill("flowpp_wrong")
     page.keyboard.press("Enter")
     dialog.get_by_role("alert").filter(has_text="there is no such key").wait_for()
