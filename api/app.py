@@ -18,6 +18,7 @@ from api.queries import PREFIX, check_query
 from api.routes import (
     artifacts,
     checkpoints,
+    dashboard,
     datasets,
     errors,
     health,
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     of_all = [Depends(BEARER), Depends(check_query), Depends(check_media_type)]
     for module in (*resources, webhooks, status):
         app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
+    app.include_router(dashboard.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.include_router(errors.router)
