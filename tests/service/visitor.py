@@ -32,7 +32,10 @@ class Visitor:
 
     def __init__(self, stack: Stack, token: str) -> None:
         self.http = httpx.Client(
-            base_url=stack.url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60
+            base_url=stack.url,
+            headers={"Authorization": f"Bearer {token}", "X-Request-ID": "a-visit"},
+            trust_env=False,
+            timeout=60,
         )
 
     def dataset(self, images: np.ndarray) -> dict[str, Any]:

@@ -100,7 +100,10 @@ def test_an_expired_job_is_deleted_with_its_files_and_others_stay(
     assert service.redis.zrange("flowpp:expiring", 0, -1) == [kept.id]
 
 
-def test_more_expired_jobs_than_are_looked_at_at_a_time_go_in_one_look(service: Service, submit: Submit) -> None:
+def test_more_expired_jobs_than_are_looked_at_at_a_time_go_in_one_look(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.service._DELETING_SECONDS", 60)
     jobs = [submit("sampling").id for _ in range(250)]
     for job_id in jobs:
         service.jobs.cancel(job_id)
