@@ -7,6 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 INSTALLED_TRITON := .venv/.installed-triton
+INSTALLED_IMAGES := .venv/.installed-images
 INSTALLED_BROWSER := .venv/.installed-browser
 
 # What torch pulls in on a machine with a GPU. They come with the torch that requirements-torch.txt resolves to
@@ -16,7 +17,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-browser test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-scale bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-browser test-faults test-images soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-scale bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -28,7 +29,7 @@ demo: install  ## train, score and sample through the service on real photograph
 
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
 test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak and browser
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
@@ -39,6 +40,9 @@ test-api: install  ## schemathesis against our OpenAPI, and 10,000 damaged files
 test-browser: $(INSTALLED_BROWSER)  ## the dashboard in headless Chromium, with screenshots in browser_output/
 	@rm -rf browser_output
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+
+test-images: $(INSTALLED_IMAGES)  ## do what the Dockerfiles and docker-compose.yml say, without an engine, as root, for some minutes
+	@$(BIN)/python -m pytest -m images
 
 test-faults: install  ## kill and damage what training needs, stop it at any time, and print what it cost
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py
@@ -95,9 +99,12 @@ clean:  ## remove .venv, caches, demo_output/, benchmark_output/ and browser_out
 	rm -rf .venv demo_output benchmark_output browser_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-lock: install  ## compile requirements.txt and requirements-browser.txt anew, keeping versions where possible
+lock: install  ## compile the requirements anew, keeping versions where possible
 	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) -o requirements.txt
+	@$(BIN)/uv pip compile pyproject.toml --quiet --extra api --extra worker --extra build --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate -c requirements.txt -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) \
+		-o requirements-service.txt
 	@! grep -nE '^(nvidia|cuda|triton|torch)' requirements.txt || { echo 'add these to TORCH_PACKAGES' >&2; exit 1; }
 	@{ echo '# What drives Chromium in `make test-browser`. `make lock` writes this file.'; \
 		echo 'playwright>=1.60' | $(BIN)/uv pip compile - --quiet --python-version 3.11 --generate-hashes --no-header \
@@ -122,6 +129,10 @@ $(INSTALLED): requirements.txt requirements-torch.txt pyproject.toml
 	@$(BIN)/python -m flowpp.native >/dev/null || true
 	@touch $@
 	@echo "installed into .venv"
+
+$(INSTALLED_IMAGES): $(INSTALLED) requirements-images.txt
+	@$(PIP) --require-hashes -r requirements-images.txt
+	@touch $@
 
 $(INSTALLED_TRITON): $(INSTALLED) requirements-triton.txt
 	@echo "installing Triton, whose interpreter runs the tests of the GPU kernels"
