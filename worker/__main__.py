@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from celery.signals import setup_logging, worker_shutting_down
@@ -95,6 +96,8 @@ def main() -> int:
     if logs.as_json():
         logs.install()
         setup_logging.connect(_leave_logging_as_it_is)
+        # Celery writes its farewell there, as text
+        sys.__stdout__ = Path(os.devnull).open("w")  # type: ignore[misc]  # noqa: SIM115
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
