@@ -249,9 +249,10 @@ COMMAND_LINE: Mapping[str, ErrorCode] = {
     "bad_latents": ErrorCode((), "A file holds no latents of the model.", "Use what `encode` has written."),
     "not_empty": ErrorCode((), "`flowpp reindex` found records in Redis.", "Let it rebuild an empty one."),
     "not_indexed": ErrorCode((), "`flowpp gc` found a store of which Redis knows nothing.", "Run `flowpp reindex`."),
+    "empty_store": ErrorCode((), "`flowpp backup` found an empty store.", "Name the one that the service has."),
 }
 """Codes that only the commands show that work without HTTP: `python -m flowpp`, which also has those of images, and
-`flowpp reindex` and `flowpp gc`."""
+`flowpp reindex`, `gc` and `backup`."""
 
 INTRODUCTION = (
     "Errors are `application/problem+json` (RFC 9457): `type`, which leads here, `title`, `status`, `detail` (a "

@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=20, help="for which CPU at rest is measured")
     parser.add_argument("--jobs", type=int, default=2_000, help="submitted at each durability, and number of clients")
+    parser.add_argument("--note", default="", help="a sentence for RESULTS.md, say on who else used the machine")
     parser.add_argument("--dry-run", action="store_true", help="print, and leave RESULTS.md as it is")
     arguments = parser.parse_args()
     sizes = sizing(arguments.seconds)
@@ -184,7 +185,7 @@ def main() -> None:
     if not arguments.dry_run:
         body = f"`flowpp serve`, after 4 training steps of `small` and 100 likelihood requests:\n\n{sizes}\n\n"
         body += f"{arguments.jobs:,} likelihood jobs of one 32x32 image, submitted as the API does:\n\n{durable}"
-        write_section("Operations", "make bench-operations", body, None)
+        write_section("Operations", "make bench-operations", f"{body}\n\n{arguments.note}", None)
 
 
 if __name__ == "__main__":

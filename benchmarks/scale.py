@@ -87,13 +87,13 @@ def main() -> None:
             found = asyncio.run(measure(house, arguments.sizes, arguments.repeats))
             if imports_torch() or house.imports_torch:
                 raise RuntimeError("a process of the benchmark has imported torch")
+        body = report(found)
+        minutes = (time.monotonic() - began) / 60
+        print(body, f"\n{minutes:.1f} minutes; what it has stored is being deleted")
+        if not arguments.dry_run:
+            write_section("Scale", "make bench-scale", f"{body}\n\n{_explained(minutes)} {arguments.note}", None)
     finally:
         shutil.rmtree(directory)
-    body = report(found)
-    minutes = (time.monotonic() - began) / 60
-    print(body, f"\n{minutes:.1f} minutes")
-    if not arguments.dry_run:
-        write_section("Scale", "make bench-scale", f"{body}\n\n{_explained(minutes)} {arguments.note}", None)
 
 
 def _explained(minutes: float) -> str:

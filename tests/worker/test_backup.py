@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import S3
 from worker.artifacts import ArtifactStore
 from worker.backup import back_up
 from worker.refusals import Conflict
@@ -42,6 +43,15 @@ def test_a_backup_is_the_store_byte_for_byte_and_a_second_one_copies_nothing(
     assert content(backup) == content(store)
     again = back_up(store, backup)
     assert (again.copied, again.unchanged) == (0, 4)
+
+
+def test_a_backup_may_be_in_a_bucket_and_comes_back_from_there(store: ArtifactStore, s3: S3, tmp_path: Path) -> None:
+    bucket = ArtifactStore(s3.new_store())
+    assert back_up(store, bucket).copied == 4
+    assert back_up(store, bucket).unchanged == 4
+    restored = ArtifactStore(str(tmp_path / "restored"))
+    assert back_up(bucket, restored).copied == 4
+    assert content(restored) == content(store)
 
 
 def test_what_is_gone_from_the_store_goes_from_the_backup(store: ArtifactStore, backup: ArtifactStore) -> None:

@@ -51,3 +51,11 @@ def test_the_reaper_goes_on_once_there_is_room_again(service: Service, submit: S
             assert time.monotonic() < deadline, "the reaper has ended"
             time.sleep(0.05)
     assert service.jobs.get(job.id).status == "queued"
+
+
+def test_what_has_finished_can_be_deleted_to_make_room(service: Service, submit: Submit) -> None:
+    job = submit()
+    service.jobs.cancel(job.id)
+    with full(service, submit):
+        assert service.jobs.delete(job.id)
+    assert service.jobs.page().data == []
