@@ -7,6 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 INSTALLED_TRITON := .venv/.installed-triton
+INSTALLED_BROWSER := .venv/.installed-browser
 
 # What torch pulls in on a machine with a GPU. They come with the torch that requirements-torch.txt resolves to
 # (on a CPU build: none), so they must not be in the lock.
@@ -15,7 +16,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-recipes bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-browser test-faults soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-recipes bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -26,14 +27,18 @@ demo: install  ## train, score and sample through the service on real photograph
 	@$(BIN)/python -m examples.demo
 
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold.
-test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults and soak
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak"
+test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak and browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 test-api: install  ## schemathesis against our OpenAPI, and 10,000 damaged files, for some minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contract
+
+test-browser: $(INSTALLED_BROWSER)  ## the dashboard in headless Chromium, with screenshots in browser_output/
+	@rm -rf browser_output
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 test-faults: install  ## kill and damage what training needs, stop it at any time, and print what it cost
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py
@@ -78,14 +83,18 @@ docs: install  ## draw docs/architecture.svg and list docs/errors.md from the co
 	@$(BIN)/python -m docs.architecture
 	@$(BIN)/python -m docs.errors
 
-clean:  ## remove .venv, caches, demo_output/ and benchmark_output/; keep data/
-	rm -rf .venv demo_output benchmark_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove .venv, caches, demo_output/, benchmark_output/ and browser_output/; keep data/
+	rm -rf .venv demo_output benchmark_output browser_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-lock: install  ## compile requirements.txt anew from pyproject.toml, keeping versions where possible
+lock: install  ## compile requirements.txt and requirements-browser.txt anew, keeping versions where possible
 	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) -o requirements.txt
 	@! grep -nE '^(nvidia|cuda|triton|torch)' requirements.txt || { echo 'add these to TORCH_PACKAGES' >&2; exit 1; }
+	@{ echo '# What drives Chromium in `make test-browser`. `make lock` writes this file.'; \
+		echo 'playwright>=1.60' | $(BIN)/uv pip compile - --quiet --python-version 3.11 --generate-hashes --no-header \
+			--no-annotate -c requirements.txt; } >requirements-browser.tmp
+	@mv requirements-browser.tmp requirements-browser.txt
 
 # Done last, so that an interrupted installation is taken up again.
 $(INSTALLED): requirements.txt requirements-torch.txt pyproject.toml
@@ -109,4 +118,9 @@ $(INSTALLED): requirements.txt requirements-torch.txt pyproject.toml
 $(INSTALLED_TRITON): $(INSTALLED) requirements-triton.txt
 	@echo "installing Triton, whose interpreter runs the tests of the GPU kernels"
 	@$(PIP) -r requirements-triton.txt
+	@touch $@
+
+$(INSTALLED_BROWSER): $(INSTALLED) requirements-browser.txt
+	@echo "installing Playwright; it drives the Chromium that CHROMIUM names, or the system's"
+	@$(PIP) --require-hashes -r requirements-browser.txt
 	@touch $@

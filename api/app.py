@@ -17,6 +17,7 @@ from api.queries import PREFIX, check_query
 from api.routes import (
     artifacts,
     checkpoints,
+    dashboard,
     datasets,
     errors,
     health,
@@ -78,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     of_all = [Depends(BEARER), Depends(check_query), Depends(check_media_type)]
     for module in (*resources, webhooks):
         app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
+    app.include_router(dashboard.router)
     app.include_router(health.router)
     app.include_router(errors.router)
     openapi.install(app)
