@@ -27,7 +27,8 @@ class Page {
   constructor(body, id, signal) {
     Object.assign(this, { body, id, signal, job: null, shown: "", files: "" });
     this.head = element("section", { class: "card", "aria-label": "State" });
-    this.trouble = element("div");
+    this.trouble = element("div"); // of what was asked for
+    this.outage = element("div"); // of what is read every so often
     this.connection = element("p", { class: "connection" });
     this.curves = [];
     this.samples = null;
@@ -40,7 +41,7 @@ class Page {
   async look() {
     this.job = await get(`/v1/jobs/${this.id}`, this.signal);
     const isTraining = this.job.type === "training";
-    const parts = [this.head, this.trouble];
+    const parts = [this.head, this.trouble, this.outage];
     if (isTraining) {
       this.curves = CURVES.map((curve) => new Curve(curve, this.signal));
       this.samples = new Samples(this.id, this.signal);
@@ -63,10 +64,11 @@ class Page {
       this.job = await get(`/v1/jobs/${this.id}`, this.signal);
       this.state();
       await this.listFiles();
+      this.outage.replaceChildren();
       this.isSettled = ended; // its files were read once more after its end
     } catch (error) {
       if (error.status === 401) throw error; // nobody asks on without a key
-      showError(this.trouble, error);
+      showError(this.outage, error);
     }
   }
 
@@ -78,7 +80,7 @@ class Page {
     if (before && before !== job.status) announce(`The job is ${job.status}.`);
     const end = job.finished_at && job.started_at ? duration(job.finished_at - job.started_at) : null;
     const { result } = job;
-    const link = (kind, value) => value && element("a", { id: `fact-${value}`, href: `#/${kind}/${value}` }, value);
+    const link = (kind, value) => value && element("a", { id: `fact-${value}`, href: `#/${kind}/${value}` }, element("code", {}, value));
     fill(this.head,
       element("p", { class: "headline" }, badge(job.status), element("span", {}, `${job.type} · ${summary(job)}`)),
       job.progress ? progressBar(job) : null,
@@ -90,7 +92,7 @@ class Page {
         ["asked for", moment(job.created_at)],
         ["began", job.started_at && moment(job.started_at)],
         ["took", end],
-        ["attempt", job.attempt ? `${job.attempt} (of ${job.max_attempts} that may fail)` : null],
+        ["attempt", job.attempt > 1 ? `${job.attempt}` : null],
         ["bits/dim", result?.bits_per_dim !== undefined ? `${decimal(result.bits_per_dim)}${result.standard_error ? ` ± ${decimal(result.standard_error)}` : ""}` : null],
         ["best validation", Number.isFinite(result?.validation_bits_per_dim) ? `${decimal(result.validation_bits_per_dim)} bits/dim` : null],
         ["deleted", job.expires_at && moment(job.expires_at)],
@@ -167,7 +169,7 @@ class Page {
     }
     let drawing = null;
     const redraw = () => { drawing = null; if (!this.signal.aborted && rows.rows.length >= first.step.length) this.draw(rows.columns); };
-    for await (const event of follow(this.id, (state) => { this.connection.textContent = state; }, this.signal)) {
+    for await (const event of follow(this.id, (state) => this.connected(state), this.signal)) {
       if (event.type === "metrics") {
         rows.add(event.data);
         drawing ??= setTimeout(redraw, DRAW_SECONDS * 1000);
@@ -176,11 +178,16 @@ class Page {
       }
       if (event.type === "status" && this.shown) this.refreshSoon();
     }
-    this.connection.textContent = "";
+    this.connected("");
+  }
+
+  connected(state) {
+    this.connection.textContent = state;
+    this.connection.classList.toggle("live", state === "live");
   }
 
   refreshSoon() {
-    this.soon ??= setTimeout(() => { this.soon = null; if (!this.signal.aborted) this.refresh().catch((error) => showError(this.trouble, error)); }, 200);
+    this.soon ??= setTimeout(() => { this.soon = null; if (!this.signal.aborted) this.refresh().catch((error) => showError(this.outage, error)); }, 200);
   }
 
   draw(columns) {

@@ -3,8 +3,9 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def open_page(browser: Any) -> Iterator[Open]:
     contexts: list[Any] = []
     all_seen: list[Seen] = []
 
-    def open_page(url: str, where: str = "", refusals: tuple[int, ...] = (), **options: Any) -> Any:
+    def open_page(url: str, where: str = "", provoked: tuple[str, ...] = (), **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, "locale": "en-GB"} | options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        seen = Seen(refusals=refusals)
+        seen = Seen(provoked=provoked)
         all_seen.append(seen)
         seen.listen(page)
         page.seen = seen
@@ -97,35 +98,44 @@ def unvalidated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) ->
         return service.checkpoints.register(directory)
 
 
-@dataclass(frozen=True)
 class Guarded:
-    """An API over the same records that asks for keys, and one that may do all."""
+    """An API over the stack's records that asks for keys, one that may do all, and a process that can be killed."""
 
-    url: str
-    token: str
+    def __init__(self, settings: Settings, log: Path) -> None:
+        with Service(settings) as service:
+            _, self.token = service.keys.create(NewKey(owner="alice", scopes=("admin",)))
+        self._log = log
+        self._port = free_port()
+        self._environment = {
+            **os.environ,
+            "FLOWPP_REDIS_URL": settings.redis_url,
+            "FLOWPP_DATA_DIRECTORY": str(settings.data_directory),
+            "FLOWPP_AUTHENTICATION": "true",
+        }
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self._port}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        listen = ["--host", HOST, "--port", str(self._port)]
+        command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", *listen]
+        self.process = child.start(command, self._log, self._environment)
+        while True:
+            assert self.process.poll() is None, child.tail(self._log)
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/healthz", trust_env=False).is_success:
+                    return
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")
 def guarded(stack: Stack, settings: Settings) -> Iterator[Guarded]:
-    with Service(settings) as service:
-        _, token = service.keys.create(NewKey(owner="alice", scopes=("admin",)))
-    environment = {
-        **os.environ,
-        "FLOWPP_REDIS_URL": settings.redis_url,
-        "FLOWPP_DATA_DIRECTORY": str(stack.data),
-        "FLOWPP_AUTHENTICATION": "true",
-    }
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", HOST, "--port", str(port)]
-    process = child.start(command, stack.logs / "guarded.log", environment)
-    url = f"http://{HOST}:{port}"
-    try:
-        with httpx.Client(trust_env=False, transport=httpx.HTTPTransport(retries=10)) as http:
-            while not http.get(f"{url}/healthz").is_success:
-                assert process.poll() is None
-        yield Guarded(url, token)
-    finally:
-        child.stop(process, 20)
+    guarded = Guarded(settings, stack.logs / "guarded.log")
+    yield guarded
+    child.stop(guarded.process, 20)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "browser_output"
 """Screenshots of the last run."""
 
+VENDOR = Path(__file__).parent / "vendor"
+
 PAGES = ("jobs", "datasets", "checkpoints", "score", "sample")
 
 Open = Callable[..., Any]
@@ -22,8 +24,8 @@ class Seen:
 
     urls: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    refusals: tuple[int, ...] = ()
-    """Statuses that a test provokes, which browsers count among the errors."""
+    provoked: tuple[str, ...] = ()
+    """Of messages that a test brings about: browsers count the refusal of a request among the errors."""
 
     def listen(self, page: Any) -> None:
         page.on("request", lambda request: self.urls.append(request.url))
@@ -32,10 +34,9 @@ class Seen:
 
     def _note(self, message: Any) -> None:
         """Errors and warnings; content that the policy refuses is among them."""
-        where, text = message.location["url"], message.text
-        provoked = any(f"status of {status} " in text for status in self.refusals)
-        if message.type in ("error", "warning") and not provoked:
-            self.faults.append(f"{text} ({where})")
+        is_fault = message.type in ("error", "warning")
+        if is_fault and not any(each in message.text for each in self.provoked):
+            self.faults.append(f"{message.text} ({message.location['url']})")
 
 
 def settled(page: Any) -> Any:
@@ -45,6 +46,13 @@ def settled(page: Any) -> Any:
     )
     page.wait_for_timeout(300)
     return page
+
+
+def violations(page: Any) -> list[tuple[str, list[str]]]:
+    """What axe-core finds wrong on the page as it is: rules, and the elements that break them."""
+    page.evaluate(f"() => {{ {(VENDOR / 'axe.min.js').read_text()} }}")
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
 
 
 def photograph(page: Any, name: str) -> None:

@@ -2,18 +2,16 @@
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from api.client import Client, Dataset, Job
 from api.stack import Stack
-from tests.browser.pages import PAGES, Open, photograph, settled
+from tests.browser.pages import PAGES, VENDOR, Open, photograph, settled, violations
 
 pytestmark = pytest.mark.browser
 
-VENDOR = Path(__file__).parent / "vendor"
 PHONE = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 
 
@@ -25,12 +23,9 @@ def places(dataset: Dataset, trained: Job) -> list[str]:
 def test_axe_finds_nothing_on_any_page(
     open_page: Open, stack: Stack, dataset: Dataset, trained: Job, scheme: str
 ) -> None:
-    axe = (VENDOR / "axe.min.js").read_text()
     for place in places(dataset, trained):
         page = settled(open_page(stack.url, f"#/{place}", color_scheme=scheme))
-        page.evaluate(f"() => {{ {axe} }}")
-        found = page.evaluate("async () => (await axe.run()).violations")
-        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == [], place
+        assert violations(page) == [], place
         photograph(page, f"{scheme}-{place.split('_')[0].replace('/', '-')}")
 
 

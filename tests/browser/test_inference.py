@@ -12,7 +12,7 @@ import pytest
 from api.client import Client, Dataset, Job
 from api.stack import Stack
 from flowpp.data import encode_png
-from tests.browser.pages import Open, colours, photograph, settled
+from tests.browser.pages import Open, colours, photograph, settled, violations
 from worker.models import Checkpoint
 
 pytestmark = pytest.mark.browser
@@ -79,6 +79,7 @@ def test_dropped_images_are_scored_with_a_map_of_each(
         words = {0: "fewer bits than any", 100: "more bits than any"}.get(float(below), f"percentile {below:.0f}:")
         assert place.startswith(words)
     photograph(page, "score")
+    assert violations(page) == []
 
 
 def test_a_model_that_was_never_validated_has_no_distribution_and_says_so(
@@ -93,11 +94,30 @@ def test_a_model_that_was_never_validated_has_no_distribution_and_says_so(
 
 
 def test_an_image_of_another_size_is_refused_in_words(open_page: Open, stack: Stack, trained: Job) -> None:
-    page = open_page(stack.url, f"#/score?model={trained.id}", refusals=(422,))
+    page = open_page(stack.url, f"#/score?model={trained.id}", provoked=("status of 422",))
     wrong = {"name": "wrong.png", "mimeType": "image/png", "buffer": encode_png(np.zeros((8, 8, 3), np.uint8))}
     page.get_by_label("Images", exact=True).set_input_files(wrong)
     page.get_by_role("button", name="Score", exact=True).click()
     page.get_by_role("alert").filter(has_text="takes images that are").wait_for()
+
+
+def test_arrays_are_read_as_numpy_has_written_them(open_page: Open, stack: Stack) -> None:
+    page = open_page(stack.url)
+    wanted = {
+        "bits": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32),
+        "exact": np.array([[1e-300, np.pi]]),
+        "pixels": np.arange(256, dtype=np.uint8),
+        "names": np.array(["a.png", "größer 🌊.png", ""]),
+    }
+    read = """async (bytes) => {
+        const { arrays } = await import("./dashboard/npz.js");
+        const found = Object.entries(await arrays(new Uint8Array(bytes).buffer));
+        return found.map(([name, { shape, data }]) => [name, shape, [...data]]);
+    }"""
+    for save in (np.savez, np.savez_compressed):
+        save(content := io.BytesIO(), **wanted)
+        found = {name: (shape, data) for name, shape, data in page.evaluate(read, list(content.getvalue()))}
+        assert found == {name: (list(array.shape), array.ravel().tolist()) for name, array in wanted.items()}
 
 
 def test_an_images_place_is_its_percentile_among_the_quantiles(open_page: Open, stack: Stack) -> None:
@@ -165,6 +185,7 @@ def test_one_interpolates_between_two_images_of_a_dataset(
     shown = np.array(tile.evaluate(PIXELS.replace("naturalW", "w").replace("naturalH", "h"))).reshape(16, 16, 4)
     assert np.array_equal(shown[..., :3], images[98])
     photograph(settled(page), "interpolation")
+    assert violations(page) == []
 
 
 def test_checkpoints_are_downloaded_byte_for_byte(open_page: Open, stack: Stack, client: Client, trained: Job) -> None:

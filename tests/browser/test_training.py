@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from api.client import Client, Dataset, Job
@@ -83,6 +84,19 @@ def test_one_uploads_images_trains_on_them_watches_pauses_and_resumes(
     photograph(settled(page), "job-succeeded")
 
 
+def test_an_upload_tells_how_much_of_it_is_sent(open_page: Open, stack: Stack, tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.random.default_rng(1).integers(0, 256, (500, 32, 32, 3), np.uint8))
+    page = open_page(stack.url, "#/datasets")
+    files = page.get_by_label("Upload a dataset")
+    files.wait_for()
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 500_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    files.set_input_files(tmp_path / "noise.npy")
+    page.get_by_text(re.compile(r"^[1-9]\d? % sent")).wait_for()
+    assert 0 < page.get_by_role("progressbar", name="Upload").evaluate("(bar) => bar.value") < 1
+    page.get_by_text("Uploaded 500 images, 50 of them for validation.").wait_for()
+
+
 def test_a_running_job_is_cancelled_and_says_so(
     open_page: Open, stack: Stack, client: Client, dataset: Dataset
 ) -> None:
@@ -149,7 +163,7 @@ def test_a_broken_stream_goes_on_behind_the_last_event_and_tells_nothing_twice(
 
 
 def test_what_the_service_refuses_is_shown_in_its_words(open_page: Open, stack: Stack, dataset: Dataset) -> None:
-    page = open_page(stack.url, f"#/datasets/{dataset.id}", refusals=(404, 422))
+    page = open_page(stack.url, f"#/datasets/{dataset.id}", provoked=("status of 404", "status of 422"))
     page.get_by_label("Preset").select_option("tiny")
     page.get_by_label("Learning rate").fill("3")
     page.get_by_role("button", name="Start training").click()

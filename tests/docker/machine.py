@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from dockerfile_parse import DockerfileParser
-
 ROOT = Path(__file__).parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OF_THE_MACHINE = ("PIP_", "UV_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "SSL_CERT", "REQUESTS_CA")
@@ -71,7 +69,7 @@ class Machine:
         for system in ("/proc", "/dev"):
             self.run("mount", "--bind", system, f"{root}{system}")
         python = Path(os.path.realpath(sys.executable))
-        wrapper = f"#!/bin/sh\nexec {python} \"$@\"\n"  # a link would take this system's library for its own
+        wrapper = f'#!/bin/sh\nexec {python} "$@"\n'  # a link would take this system's library for its own
         self.run("sh", "-c", 'printf %s "$0" > /usr/local/bin/python', wrapper, root=root)
         self.run("chmod", "755", "/usr/local/bin/python", root=root)
         for parent in python.parents:
@@ -80,6 +78,8 @@ class Machine:
 
     def build(self, dockerfile: Path, name: str) -> Image:
         """The last stage of it."""
+        from dockerfile_parse import DockerfileParser  # which only `make test-images` installs
+
         stages: dict[str, Image] = {}
         image = Image(Path())
         with dockerfile.open("rb") as file:
