@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from redis import RedisError
+from redis.exceptions import OutOfMemoryError
 
 from worker import presence
 from worker.connection import UNREACHABLE
@@ -30,6 +31,8 @@ def _of_redis(service: Service) -> Iterator[tuple[str, str]]:
         for queue in QUEUES:
             if not presence.count(service.redis, queue):
                 yield queue, f"no {queue} worker"
+    except OutOfMemoryError as error:
+        yield "redis", f"Redis takes no writes: {error}"
     except UNREACHABLE as error:
         yield "redis", f"Redis does not answer: {type(error).__name__}"
     except RedisError as error:

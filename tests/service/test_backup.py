@@ -83,4 +83,4 @@ def wait_for_steps_beyond(http: httpx.Client, job: str, steps: int) -> None:
     while len(told := http.get(f"/v1/jobs/{job}/metrics").json()["columns"].get("step", [])) <= steps:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert told == list(range(1, len(told) + 1))
+    assert told == sorted(set(told)), "none twice; those between the backup of the job and of its checkpoint are lost"

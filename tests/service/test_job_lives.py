@@ -152,7 +152,7 @@ def test_a_training_job_leaves_metrics_checkpoints_and_a_curve(service: Service,
     assert trained.result is not None
     assert trained.result["best_checkpoint"] == best.id
     files = service.artifacts(trained).files
-    samples = {"samples/step-00000010.png", "samples/step-00000020.png"}
+    samples = {"samples/step-00000010.png", "samples/step-00000020.png", "tensorboard/events.out.tfevents.flowpp"}
     assert {"config.json", "metrics.jsonl", "result.json", "training_curve.png", "log.txt"} | samples == files.keys()
     service.store.verify(trained.artifacts)
     until(lambda: not service.run_directory(trained.id).exists(), "the run directory is left on the disk")
