@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -118,6 +118,27 @@ class ArtifactStore:
         """A stored file, to read parts of: these are not verified. Raises `NotFound`, also for what is no name."""
         self._stored(prefix, name)
         return self._reading(prefix, name)
+
+    @reaching(_STORE)
+    def parts(self, prefix: str, name: str, before_end: Sequence[int], size: int) -> list[bytes]:
+        """`size` bytes of a stored file from each of these distances to its end; nothing else of it is fetched.
+
+        They are not verified. Raises `NotFound`, also for what is no name, and `DamagedArtifact` where it is too short.
+        """
+        end = self._stored(prefix, name).bytes
+        starts = [end - distance for distance in before_end]
+        if min(starts, default=0) < 0:
+            raise DamagedArtifact(f"{prefix}/{name} is too short")
+        ends = [start + size for start in starts]
+        parts: list[Any] = self._fs.cat_ranges([self._path(prefix, name)] * len(starts), starts, ends)
+        for part in parts:
+            if isinstance(part, FileNotFoundError):  # deleted meanwhile
+                raise NotFound("artifact_not_found", f"there is no artifact {name!r}") from part
+            if isinstance(part, Exception):
+                raise part
+        if any(len(part) != size for part in parts):
+            raise DamagedArtifact(f"{prefix}/{name} is too short")
+        return parts
 
     @reaching(_STORE)
     def pieces(self, prefix: str, name: str) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 """Datasets: image sets in the artifact store, each with a record in Redis."""
 
-import io
 import math
 import secrets
 import time
@@ -14,7 +13,7 @@ from redis import Redis
 
 from flowpp.config import Shape
 from flowpp.data import IMAGES, ImageSet
-from worker.artifacts import ArtifactStore, DamagedArtifact, delete_directory, no_check
+from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
@@ -115,14 +114,8 @@ class Datasets:
         channels, height, width = dataset.shape
         count, size = dataset.num_images, math.prod(dataset.shape)
         n = min(most, count)
-        with self._store.open(f"datasets/{dataset.id}", f"{_IMAGES}/{IMAGES}") as file:
-            start = file.seek(0, io.SEEK_END) - count * size  # behind the header
-            if start <= 0:
-                raise DamagedArtifact(f"datasets/{dataset.id}/{_IMAGES}/{IMAGES} is too short")
-            images = []
-            for index in range(n):
-                file.seek(start + index * count // n * size)
-                images.append(file.read(size))
+        places = [(count - index * count // n) * size for index in range(n)]
+        images = self._store.parts(f"datasets/{dataset.id}", f"{_IMAGES}/{IMAGES}", places, size)
         return np.frombuffer(b"".join(images), np.uint8).reshape(n, height, width, channels)
 
     def _load(self, ids: Sequence[str]) -> list[Dataset]:

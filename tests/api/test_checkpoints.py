@@ -26,6 +26,7 @@ def test_the_authors_file_becomes_a_checkpoint_that_loads(
 ) -> None:
     with Client(str(http.base_url)) as client:
         checkpoint = client.checkpoints.upload(published, "cifar10")
+        assert checkpoint.validation_quantiles is None, "nobody has scored validation images with it"
         assert client.checkpoints.get(checkpoint.id) == checkpoint
     record = http.get(f"/v1/checkpoints/{checkpoint.id}").json()
     assert (record["step"], record["job"], record["model"]["filters"]) == (0, None, 96)

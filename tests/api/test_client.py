@@ -48,6 +48,17 @@ def test_a_contact_sheet_shows_images_with_their_exact_pixels(
     assert (known.status_code, known.content) == (304, b"")
 
 
+def test_a_contact_sheet_of_grey_images_is_grey_and_shows_64_of_them(client: Client, tmp_path: Path) -> None:
+    images = np.arange(130 * 3 * 5, dtype=np.int64).astype(np.uint8).reshape(130, 3, 5)
+    np.save(tmp_path / "grey.npy", images)
+    sheet = decode_image(client.datasets.contact_sheet(client.datasets.upload(tmp_path / "grey.npy").id), "sheet.png")
+    assert sheet.shape == (8 * 5, 8 * 7, 1)
+    shown = sheet.reshape(8, 5, 8, 7).swapaxes(1, 2).reshape(64, 5, 7)[:, 1:-1, 1:-1]
+    tiles = {tile.tobytes() for tile in shown}
+    assert len(tiles) == 64
+    assert tiles < {image.tobytes() for image in images}
+
+
 def test_a_folder_uploads_as_the_images_in_it(client: Client, images: np.ndarray, tmp_path: Path) -> None:
     for split, part in (("train", images[:5]), ("validation", images[5:8])):
         (tmp_path / split).mkdir()

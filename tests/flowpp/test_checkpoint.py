@@ -78,6 +78,15 @@ def test_a_manifest_has_the_quantiles_of_the_bits_per_dim_whose_mean_it_has(
     np.testing.assert_allclose(manifest.validation_quantiles, expected, atol=1e-5)
 
 
+def test_a_checkpoint_from_before_there_were_quantiles_loads_and_has_none(checkpoint: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(checkpoint, tmp_path / "old")
+    manifest = json.loads((old / MANIFEST).read_text())
+    del manifest["validation_quantiles"]
+    (old / MANIFEST).write_text(json.dumps(manifest))
+    assert verify(old).validation_quantiles is None
+    FlowPP.load(old)
+
+
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path, image_set: ImageSet, checkpoint: Path) -> None:
     model = FlowPP.load(checkpoint)
     model.save(tmp_path / "saved")

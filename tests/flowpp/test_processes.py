@@ -56,6 +56,8 @@ def assert_alike(one: Path, other: Path, tolerance: float) -> None:
     for row, expected in zip(metrics(one), metrics(other), strict=True):
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=0, abs=tolerance), (name, row["step"])
+    found, expected = (verify(RunDirectory(run).checkpoints()[-1]).validation_quantiles for run in (one, other))
+    assert found == pytest.approx(expected, rel=0, abs=tolerance), "of all images, whichever process scored them"
 
 
 @pytest.fixture(scope="module")

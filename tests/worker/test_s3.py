@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from s3fs import S3FileSystem
 
 from tests.s3 import S3
-from worker.artifacts import ArtifactStore
+from worker.artifacts import ArtifactStore, DamagedArtifact
 from worker.object_store import BLOCK_BYTES, StoreUnavailable
 from worker.refusals import NotFound
 
@@ -42,6 +44,30 @@ def test_a_large_file_is_stored_in_parts(s3: S3, url: str, store: ArtifactStore,
     assert head["PartsCount"] == 3
     store.verify("datasets/ds_1")
     assert s3.uploads(url) == []
+
+
+def test_of_a_large_file_no_more_is_fetched_than_the_parts_asked_for(
+    store: ArtifactStore, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("datasets/ds_1", large)
+    stored = (large / "large").read_bytes()
+    before_end = [len(stored), len(stored) // 2, 100]
+    fetched: list[int] = []
+    call = S3FileSystem._call_s3
+
+    async def counted(fs: S3FileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
+        answer = await call(fs, method, *args, **kwargs)
+        if method == "get_object" and kwargs["Key"].endswith("large"):
+            fetched.append(answer["ContentLength"])
+        return answer
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    assert store.parts("datasets/ds_1", "large", before_end, 100) == [
+        stored[len(stored) - each :][:100] for each in before_end
+    ]
+    assert fetched == [100, 100, 100]
+    with pytest.raises(DamagedArtifact, match="too short"):
+        store.parts("datasets/ds_1", "large", [len(stored) + 1], 100)
 
 
 @pytest.mark.parametrize("pieces", [1, 6])
