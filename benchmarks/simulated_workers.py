@@ -27,7 +27,7 @@ from worker.jobs import Job, Progress, Queue, StaleAttempt
 from worker.lease import Lease
 from worker.pace import Pace
 from worker.presence import Presence
-from worker.queue import QUEUES
+from worker.queue import listener
 from worker.reaper import Reaper
 from worker.record_images import from_record
 from worker.recorder import LEAVE_SECONDS, Recorder
@@ -254,16 +254,7 @@ def run(queue: Queue, pipe: Connection) -> int:
             task, answer = Inference(service, name).drain, lambda asked: {}
         threading.Thread(target=serve, args=(pipe, answer), daemon=True).start()
         service.celery.task(task, name=queue)
-        worker = service.celery.Worker(
-            hostname=name,
-            queues=[QUEUES[queue]],
-            pool="threads",
-            concurrency=1,
-            loglevel="INFO",
-            quiet=True,
-            without_mingle=True,
-            without_gossip=True,
-        )
+        worker = listener(service.celery, queue, name, quiet=True)
         with Presence(service.redis, queue, name):
             worker.start()
         return int(worker.exitcode or 0)

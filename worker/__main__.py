@@ -20,7 +20,7 @@ from flowpp.run_directory import describe
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
 from worker.presence import Presence
-from worker.queue import QUEUES
+from worker.queue import QUEUES, listener
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
@@ -43,16 +43,7 @@ def run(queue: Queue) -> int:
             shutdown.set()
 
         worker_shutting_down.connect(stop)
-        worker = service.celery.Worker(
-            hostname=name,
-            queues=[QUEUES[queue]],
-            pool="threads",
-            concurrency=1,
-            loglevel="INFO",
-            quiet=logs.as_json(),  # no banner
-            without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
-            without_gossip=True,
-        )
+        worker = listener(service.celery, queue, name, quiet=logs.as_json())
         with Presence(service.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
             worker.start()
         return int(worker.exitcode or 0)

@@ -7,6 +7,7 @@ a long one twice. A worker takes no bell that it cannot answer at once; other wo
 
 import logging
 import ssl
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -57,6 +58,20 @@ def celery(redis_url: str) -> Celery:
     if redis_url.startswith("rediss://"):
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     return app
+
+
+def listener(app: Celery, queue: Queue, name: str, *, quiet: bool) -> Any:
+    """The Celery worker, called `name`, that hears the bells of a queue one by one; `quiet` leaves its banner out."""
+    return app.Worker(
+        hostname=name,
+        queues=[QUEUES[queue]],
+        pool="threads",
+        concurrency=1,
+        loglevel="INFO",
+        quiet=quiet,
+        without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
+        without_gossip=True,
+    )
 
 
 class Doorbells:

@@ -5,7 +5,7 @@ import { count } from "./figures.js";
 import { modelField, noModel } from "./models.js";
 import { all, download, get, picture, post } from "./service.js";
 import { imageChoice } from "./sheet.js";
-import { ended } from "./waiting.js";
+import { asking, ended } from "./waiting.js";
 
 export const title = "Draw samples";
 
@@ -56,18 +56,10 @@ export async function show(body, { query, signal }) {
   const results = element("div");
   const form = element("form", {
     class: "card",
-    onsubmit: async (event) => {
-      event.preventDefault();
-      begin.disabled = true;
-      results.replaceChildren();
-      try {
-        const job = await ended(await post("/v1/sampling-jobs", request(form), { signal, headers: { Prefer: "respond-async" } }), progress, signal);
-        await showImages(job, results, signal);
-      } catch (error) {
-        showError(progress, error);
-      }
-      begin.disabled = false;
-    },
+    onsubmit: asking(begin, progress, results, async () => {
+      const job = await ended(await post("/v1/sampling-jobs", request(form), { signal, headers: { Prefer: "respond-async" } }), progress, signal);
+      await showImages(job, results, signal);
+    }),
   },
   model,
   element("fieldset", {}, element("legend", {}, "What to draw"), way("draw", "samples", true), way("between", "the way between two images", false)),

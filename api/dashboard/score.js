@@ -1,13 +1,13 @@
 // Scoring of images: bits/dim of each, its place among the validation images, and where its bits are spent.
 
 import * as distribution from "./distribution.js";
-import { element, facts, fileDrop, fill, showError } from "./elements.js";
+import { element, facts, fileDrop, fill } from "./elements.js";
 import { decimal } from "./figures.js";
 import { legend, mapCanvas, pixelMaps } from "./heat.js";
 import { modelField, noModel } from "./models.js";
 import { arrays } from "./npz.js";
 import { get, post, send } from "./service.js";
-import { ended } from "./waiting.js";
+import { asking, ended } from "./waiting.js";
 
 export const title = "Score images";
 
@@ -30,17 +30,7 @@ export async function show(body, { query, signal }) {
   };
   const form = element("form", {
     class: "card",
-    onsubmit: async (event) => {
-      event.preventDefault();
-      begin.disabled = true;
-      results.replaceChildren();
-      try {
-        await score(form.elements.model.value, files, progress, results, signal);
-      } catch (error) {
-        showError(progress, error);
-      }
-      begin.disabled = !files.length;
-    },
+    onsubmit: asking(begin, progress, results, () => score(form.elements.model.value, files, progress, results, signal), () => files.length > 0),
   }, model, fileDrop("images", "Images", "Drop images here, or choose them. They must be of the size that the model takes.", ACCEPTED, choose), chosen, element("p", { class: "buttons" }, begin));
   form.querySelector("select").name = "model";
   fill(body, form, progress, results);

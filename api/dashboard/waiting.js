@@ -1,6 +1,6 @@
 // Waiting for a likelihood or sampling job, and saying so.
 
-import { announce, element } from "./elements.js";
+import { announce, element, showError } from "./elements.js";
 import { isTerminal } from "./events.js";
 import { get, rest } from "./service.js";
 
@@ -24,4 +24,20 @@ export async function ended(job, place, signal) {
   place.replaceChildren(element("p", { class: "done" }, "Done: ", element("a", { href: `#/jobs/${job.id}` }, `${job.type} job`), "."));
   announce("Done.");
   return job;
+}
+
+/** What a form does when it is sent: `work`, its button off until it is done and `ready`; errors are shown in `progress`. */
+export function asking(begin, progress, results, work, ready = () => true) {
+  return async (event) => {
+    event.preventDefault();
+    begin.disabled = true;
+    results.replaceChildren();
+    try {
+      await work();
+    } catch (error) {
+      showError(progress, error);
+    } finally {
+      begin.disabled = !ready();
+    }
+  };
 }

@@ -100,7 +100,10 @@ def contact_sheet(
     service: ServiceOf,
     if_none_match: Annotated[str | None, Header(description="Answer 304 where the sheet is still this one.")] = None,
 ) -> Response:
-    """Look at a dataset: up to 64 of its images, evenly spread, in one PNG, row by row."""
+    """Look at a dataset: n = up to 64 of its images, evenly spread, in one PNG.
+
+    Row by row, the k-th place has image k * num_images // n; training images come first.
+    """
     headers = {"ETag": f'"{dataset.sha256}"', "Cache-Control": "private, no-cache"}
     if Conditions(if_none_match).is_known(headers["ETag"]):
         return Response(status_code=304, headers=headers)

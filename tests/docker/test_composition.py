@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api import observation
-from worker.metrics import FAMILIES
+from docs.observability import FAMILIES
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +98,6 @@ def test_every_metric_of_the_dashboard_is_one_that_is_served() -> None:
         name for panel in dashboard["panels"] for target in panel["targets"]
         for name in re.findall(r"flowpp_\w+", target["expr"])
     }  # fmt: skip
-    assert observation.REQUESTS, "the API's own are among the families"
     served: set[str] = set()
     for family in FAMILIES:
         served |= (
