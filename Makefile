@@ -41,7 +41,7 @@ test-browser: $(INSTALLED_BROWSER)  ## the dashboard in headless Chromium, with 
 	@rm -rf browser_output
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
-test-images: $(INSTALLED_IMAGES)  ## do what the Dockerfiles and docker-compose.yml say, without an engine, as root, for some minutes
+test-images: $(INSTALLED_IMAGES)  ## build the images, run the composition on a Docker engine, kill, upgrade, stop, for some minutes
 	@$(BIN)/python -m pytest -m images
 
 test-faults: install  ## kill and damage what training needs, stop it at any time, and print what it cost

@@ -33,6 +33,7 @@ from api.routes import (
 )
 from api.webhooks import Sender
 from flowpp import logs
+from worker.connection import KEEPALIVE
 from worker.finished import Finished
 from worker.metrics import ServiceMetrics, serving, together
 from worker.reaper import Reaper
@@ -59,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
 
     connections: ConnectionPool = ConnectionPool.from_url(
-        service.settings.redis_url, decode_responses=True, socket_timeout=30
+        service.settings.redis_url, decode_responses=True, socket_timeout=30, **KEEPALIVE
     )
 
     registry = together(ServiceMetrics(service.redis))

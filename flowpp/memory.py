@@ -27,6 +27,9 @@ _KEPT_BACK = 2**28
 _BFLOAT16_SHARE = 0.65
 """Of the values of a conditioner's blocks in bytes, where they are bfloat16: layer norms keep float32."""
 
+_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+"""Of a control group, by the second and the first version of the interface."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -98,9 +101,9 @@ def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cu
 def of_machine() -> int:
     """Bytes of this machine's memory, or of what its control group may use."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text))
+    for limit in map(Path, _LIMITS):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            available = min(available, int(text))
     return available
 
 

@@ -35,7 +35,8 @@ def run(queue: Queue) -> int:
     name = f"{queue}@{socket.gethostname()}-{os.getpid()}"
     shutdown = threading.Event()
     leave = 0 if queue == "training" else LEAVE_SECONDS
-    with Service(settings(), PATIENCE) as service, Reaper(service), Recorder(service, leave):
+    # What goes round by itself needs no patience, and is not to hold up the end where Redis is away.
+    with Service(settings(), PATIENCE) as service, Service(settings()) as house, Reaper(house), Recorder(house, leave):
         answer = _training(service, name, shutdown) if queue == "training" else _inference(service, name, shutdown)
         service.celery.task(answer, name=queue)
 
@@ -44,7 +45,7 @@ def run(queue: Queue) -> int:
 
         worker_shutting_down.connect(stop)
         worker = listener(service.celery, queue, name, quiet=logs.as_json())
-        with Presence(service.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
+        with Presence(house.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
             worker.start()
         return int(worker.exitcode or 0)
 

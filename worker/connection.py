@@ -1,5 +1,6 @@
 """The connection to Redis."""
 
+import socket
 from typing import Any
 
 from redis import Redis
@@ -10,6 +11,17 @@ from redis.retry import Retry
 UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError)
 """What the commands raise while the server is away, loads its data, or has reached its `maxmemory`."""
 
+_SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+"""Seconds, but the last, which is milliseconds."""
+
+KEEPALIVE: dict[str, Any] = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, name): value for name, value in _SILENCE.items() if hasattr(socket, name)
+    },
+}
+"""A connection whose server is gone without a word is found broken after 20 s: each of a pool would wait otherwise."""
+
 
 def connect(url: str, retries: int = 3) -> Redis:
     """A pool of connections, for threads; a command is tried again `retries` times, at most a second apart."""
@@ -19,6 +31,7 @@ def connect(url: str, retries: int = 3) -> Redis:
         socket_timeout=30,  # longer than any command takes, and the stop of a blocking one
         socket_connect_timeout=5,
         health_check_interval=30,
+        **KEEPALIVE,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
         retry_on_error=list(UNREACHABLE),
     )

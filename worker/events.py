@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from worker.connection import KEEPALIVE
 from worker.jobs import TERMINAL, Job, StaleAttempt
 from worker.paging import Page
 from worker.refusals import Invalid, NotFound
@@ -87,6 +88,7 @@ class Events:
             decode_responses=True,
             protocol=2,
             socket_timeout=_SOCKET_SECONDS,
+            **KEEPALIVE,
         ) as redis:
             last = after or "0-0"
             _check_id(last)

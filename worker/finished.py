@@ -10,12 +10,15 @@ from typing import Any
 from redis import RedisError
 from redis.asyncio import Redis
 
+from worker.connection import KEEPALIVE
+
 log = logging.getLogger(__name__)
 
 CHANNEL = "flowpp:finished"
 _AGAIN_SECONDS = 0.5
 _REMEMBERED = 4_096  # more than finish between the answer to a submission and the wait for it
 _LISTEN_SECONDS = 5.0
+_SILENCES = 2
 
 
 class Finished:
@@ -51,19 +54,36 @@ class Finished:
                 await task
 
     async def _listen(self) -> None:
+        said = False
         while True:
+            redis: Any = Redis.from_url(self._url, decode_responses=True, socket_timeout=30, **KEEPALIVE)
             try:
-                async with Redis.from_url(self._url, decode_responses=True, socket_timeout=30) as redis:
-                    subscription: Any = redis.pubsub(ignore_subscribe_messages=True)
-                    async with subscription:
-                        await subscription.subscribe(CHANNEL)
-                        while True:
-                            message = await subscription.get_message(timeout=_LISTEN_SECONDS)
-                            if message is not None:
-                                self._say(message["data"])
+                async with redis, redis.pubsub() as subscription:
+                    await subscription.subscribe(CHANNEL)
+                    said = False
+                    await self._hear(subscription)
             except RedisError as error:
-                log.warning("no word of finished jobs until Redis gives it: %s", error)
+                if not said:
+                    log.warning("no word of finished jobs until Redis gives it: %s", error)
+                said = True
             await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _hear(self, subscription: Any) -> None:
+        """Returns where even pings are not answered.
+
+        A broken connection is silent at once, again and again: redis-py takes the system's ETIMEDOUT for the end of our
+        own timeout.
+        """
+        silences = 0
+        while silences < _SILENCES:
+            message = await subscription.get_message(timeout=_LISTEN_SECONDS)
+            if message is None:
+                silences += 1
+                await subscription.ping()
+            else:
+                silences = 0
+                if message["type"] == "message":
+                    self._say(message["data"])
 
     def _say(self, job_id: str) -> None:
         self._lately[job_id] = None

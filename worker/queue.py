@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from worker.connection import UNREACHABLE
+from worker.connection import KEEPALIVE, UNREACHABLE
 from worker.jobs import Queue
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def celery(redis_url: str) -> Celery:
         broker_connection_timeout=5,
         broker_transport_options={
             "visibility_timeout": LONGEST_HEARING_SECONDS,
-            "socket_keepalive": True,
+            **KEEPALIVE,
             "socket_timeout": 30,
             "health_check_interval": 10,
             # kombu's own names, as far as it lets us choose (its global_keyprefix misses commands that it uses)
@@ -71,6 +71,7 @@ def listener(app: Celery, queue: Queue, name: str, *, quiet: bool) -> Any:
         quiet=quiet,
         without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
         without_gossip=True,
+        without_heartbeat=True,  # nobody listens, and where Redis is away it cannot be stopped
     )
 
 

@@ -21,6 +21,7 @@ from flowpp.sampling import decode, sample
 from worker import child, submission
 from worker.datasets import Dataset
 from worker.jobs import Job
+from worker.presence import count
 from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
@@ -397,3 +398,20 @@ def test_a_killed_worker_leaves_no_process_and_its_job_goes_on_elsewhere(
     job = until_finished(service, job.id)
     assert (job.status, job.attempt, job.failures) == ("succeeded", 2, 0), (job, workers.log("training"))
     assert [row["step"] for row in service.events.metrics(job.id)] == list(range(1, 61))
+
+
+def test_workers_end_soon_though_redis_is_away(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        settings = Settings(redis_url=server.url, data_directory=tmp_path / "data")
+        workers = Workers(settings)
+        try:
+            processes = [workers.start("training"), workers.start("inference")]
+            with Service(settings) as service:
+                until(lambda: count(service.redis, "training") == count(service.redis, "inference") == 1, "no workers")
+            server.stop()
+            time.sleep(1)
+            for process in processes:
+                process.terminate()
+            assert [process.wait(20) for process in processes] == [0, 0]  # a container has a minute
+        finally:
+            workers.stop()
