@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.queries import PREFIX
 from api.redaction import redacted
 from flowpp.logs import about
-from flowpp.tracing import NOTHING, Span, begin, trace_id
+from flowpp.tracing import NOTHING, Span, begin, trace_id, wanted
 from worker.metrics import histogram
 
 REQUESTS = histogram(
@@ -112,7 +112,7 @@ def template(scope: Scope) -> str:
 
 def _span(scope: Scope, request_id: str) -> Span:
     """Belongs to the caller's, where that names one. Queries and headers are nobody's business."""
-    if scope["path"] in _UNTRACED:
+    if not wanted() or scope["path"] in _UNTRACED:
         return NOTHING
     parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == _TRACEPARENT), "")
     method = _method(scope)

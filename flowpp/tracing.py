@@ -100,6 +100,11 @@ def sending(service: str) -> Iterator[None]:
         ended.close()
 
 
+def wanted() -> bool:
+    """Whether spans are being sent: else their attributes need not be put together."""
+    return _sender is not None
+
+
 def begin(
     name: str,
     kind: Kind = "internal",

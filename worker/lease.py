@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Self
 
-from flowpp.tracing import Span, begin
+from flowpp.tracing import NOTHING, Span, begin, wanted
 from worker.connection import UNREACHABLE
 from worker.jobs import Job, Jobs, JobStatus
 from worker.metrics import ATTEMPTS, LEASES_LOST
@@ -112,6 +112,8 @@ class Lease:
 
 
 def _span(job: Job) -> Span:
+    if not wanted():
+        return NOTHING
     attributes: dict[str, str | int | float] = {
         "flowpp.job.id": job.id,
         "flowpp.job.type": job.type,
