@@ -65,6 +65,7 @@ class Sender:
             resource = resource.merge(Resource({SERVICE_NAME: service}))
         for name in _TALKATIVE:
             logging.getLogger(name).addFilter(_SELDOM)
+        logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
         self._exporter = OTLPSpanExporter()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
@@ -106,3 +107,9 @@ class _Seldom(logging.Filter):
 
 
 _SELDOM = _Seldom()
+
+
+def _without_header(record: logging.LogRecord) -> bool:
+    """A filter of what is said of headers that cannot be read, and holds them."""
+    record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS is no list of name=value, with commas between", ()
+    return True

@@ -57,22 +57,21 @@ _sender: "Sender | None" = None
 
 def configured() -> bool:
     """Whether the environment says where traces are to be sent."""
-    return _endpoint() is not None and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+    return _first(_ENDPOINTS) is not None and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
 
 
 def check() -> None:
     """Raises `TracingError` where traces are configured and cannot be sent."""
-    found = _endpoint()
+    found = _first(_ENDPOINTS)
     if found is None or not configured():
         return
     variable, endpoint = found
     if not endpoint.startswith(("http://", "https://")):
         raise TracingError(f"{variable} is no URL of a collector, as http://127.0.0.1:4318 is one")
-    for name in _PROTOCOLS:
-        protocol = os.environ.get(name) or _PROTOCOL
-        if protocol != _PROTOCOL:
-            advised = "leave it out, and name the port at which the collector takes HTTP, as a rule 4318"
-            raise TracingError(f"{name} is {protocol}, but traces are sent as {_PROTOCOL} alone: {advised}")
+    name, protocol = _first(_PROTOCOLS) or ("", _PROTOCOL)
+    if protocol != _PROTOCOL:
+        advised = "leave it out, and name the port at which the collector takes HTTP, as a rule 4318"
+        raise TracingError(f"{name} is {protocol}, but traces are sent as {_PROTOCOL} alone: {advised}")
     try:
         import flowpp.otlp  # noqa: F401
     except ImportError as error:
@@ -92,7 +91,10 @@ def sending(service: str) -> Iterator[None]:
     check()
     from flowpp.otlp import Sender
 
-    before, _sender = _sender, Sender(service)
+    try:
+        before, _sender = _sender, Sender(service)
+    except ValueError as error:
+        raise TracingError(f"OpenTelemetry's variables (OTEL_...) do not fit: {error}") from error
     try:
         yield
     finally:
@@ -140,6 +142,6 @@ def trace_id(traceparent: str) -> str:
     return traceparent.split("-")[1] if traceparent else ""
 
 
-def _endpoint() -> tuple[str, str] | None:
-    """The variable that says it, and what it says."""
-    return next(((name, os.environ[name]) for name in _ENDPOINTS if os.environ.get(name)), None)
+def _first(variables: Sequence[str]) -> tuple[str, str] | None:
+    """The first of them that says anything, and what it says."""
+    return next(((name, os.environ[name]) for name in variables if os.environ.get(name)), None)

