@@ -44,6 +44,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     files = [("file", (f"{i}.png", encode_png(image))) for i, image in enumerate(photographs.patches()[0][:12])]
     with pytest.MonkeyPatch.context() as environment, ExitStack() as cleanup:
         environment.setenv(logs.FORMAT, "json")
+        environment.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")  # its own spans would hold queries
         collector = cleanup.enter_context(collecting(environment))
         stack = cleanup.enter_context(Stack(directory, port=0))
         http = cleanup.enter_context(httpx.Client(base_url=stack.url, trust_env=False))
