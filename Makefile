@@ -102,9 +102,9 @@ clean:  ## remove .venv, caches, demo_output/, benchmark_output/ and browser_out
 lock: install  ## compile the requirements anew, keeping versions where possible
 	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) -o requirements.txt
-	@$(BIN)/uv pip compile pyproject.toml --quiet --extra api --extra worker --extra build --python-version 3.11 --generate-hashes \
-		--no-header --no-annotate -c requirements.txt -c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) \
-		-o requirements-service.txt
+	@$(BIN)/uv pip compile pyproject.toml --quiet --extra api --extra worker --extra tracing --extra build \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.txt \
+		-c requirements-torch.txt $(TORCH_PACKAGES:%=--no-emit-package %) -o requirements-service.txt
 	@! grep -nE '^(nvidia|cuda|triton|torch)' requirements.txt || { echo 'add these to TORCH_PACKAGES' >&2; exit 1; }
 	@{ echo '# What drives Chromium in `make test-browser`. `make lock` writes this file.'; \
 		echo 'playwright>=1.60' | $(BIN)/uv pip compile - --quiet --python-version 3.11 --generate-hashes --no-header \

@@ -32,7 +32,7 @@ from api.routes import (
     webhooks,
 )
 from api.webhooks import Sender
-from flowpp import logs
+from flowpp import logs, tracing
 from worker.connection import KEEPALIVE
 from worker.finished import Finished
 from worker.metrics import ServiceMetrics, serving, together
@@ -68,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         port = service.settings.metrics_port
-        with service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
+        traced = tracing.sending("flowpp-api")
+        with traced, service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
             async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
@@ -78,6 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Flow++ as a service: train, score, sample.",
         description=DESCRIPTION,
         lifespan=lifespan,
+        # Our spans are `Observation`'s: FastAPI's hold queries, where keys are sent by mistake.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         webhooks=webhooks.sent,
         responses={"4XX": {"model": problems.Problem, "description": "Refused; `code` and `detail` say why."}},
     )

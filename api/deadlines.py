@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 
 from api.dependencies import CallerOf, ServiceOf
 from api.idempotency import Creation, IdempotencyKey
-from api.observation import request_id_of
+from api.observation import request_id_of, traceparent_of
 from worker.submission import Terms
 
 LEAST_SECONDS = 5
@@ -52,7 +52,8 @@ class JobCreation(Creation):
 
     def terms(self, values: Any, files: Iterable[tuple[str, Path | bytes]] = ()) -> Terms:
         """On what the job is submitted, by the content of the request. Raises as `claim`."""
-        return Terms(self.caller, self.claim(values, files), self.cancel_after, request_id_of(self.request))
+        claim, request = self.claim(values, files), self.request
+        return Terms(self.caller, claim, self.cancel_after, request_id_of(request), traceparent_of(request))
 
 
 async def _job_creation(

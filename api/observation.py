@@ -1,4 +1,7 @@
-"""What is noted of each request: its id, and how long it took until its answer began, by route, method and status."""
+"""What is noted of each request: its id, and how long it took until its answer began, by route, method and status.
+
+That time is also the request's span: an event stream would end with its job, a download with the network.
+"""
 
 import re
 import secrets
@@ -11,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.queries import PREFIX
 from api.redaction import redacted
 from flowpp.logs import about
+from flowpp.tracing import NOTHING, Span, begin, trace_id, wanted
 from worker.metrics import histogram
 
 REQUESTS = histogram(
@@ -29,6 +33,8 @@ creates, name it."""
 
 _HEADER = REQUEST_ID.lower().encode()
 _ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
+_TRACEPARENT = b"traceparent"
+_UNTRACED = frozenset({"/healthz", "/metrics", "/readyz"})  # asked every few seconds, by programs
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
@@ -46,22 +52,25 @@ class Observation:
         arrived = perf_counter()
         answered = False
         request_id = _id_of(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        span = _span(scope, request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, traceparent=span.traceparent)
 
         async def send_observed(message: Message) -> None:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = True
                 self._observe(scope, message["status"], arrived)
+                _end(span, scope, message["status"])
                 message["headers"] = [*message["headers"], (_HEADER, request_id.encode())]
             await send(message)
 
         try:
-            with about(request_id=request_id):
+            with about(request_id=request_id, trace_id=trace_id(span.traceparent)):
                 await self._app(scope, receive, send_observed)
         finally:
             if not answered:  # by Starlette, around us: an exception that nobody handles
                 self._observe(scope, 500, arrived)
+                _end(span, scope, 500)
 
     def _observe(self, scope: Scope, status: int, arrived: float) -> None:
         key = scope["method"], template(scope), status
@@ -86,6 +95,11 @@ def request_id_of(request: Request) -> str:
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
+def traceparent_of(request: Request) -> str:
+    """Of the request's span, as `Observation` has begun it."""
+    return str(request.scope.get("state", {}).get("traceparent", ""))
+
+
 def template(scope: Scope) -> str:
     """The path of the route that answers, with the names of its parameters: there are few of them."""
     path = getattr(scope.get("route"), "path_format", None)
@@ -94,3 +108,34 @@ def template(scope: Scope) -> str:
     if scope["path"].startswith(f"{PREFIX}/") and not path.startswith(PREFIX):  # a route does not know its prefix
         return PREFIX + str(path)
     return str(path)
+
+
+def _span(scope: Scope, request_id: str) -> Span:
+    """Belongs to the caller's, where that names one. Queries and headers are nobody's business."""
+    if not wanted() or scope["path"] in _UNTRACED:
+        return NOTHING
+    parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == _TRACEPARENT), "")
+    method = _method(scope)
+    attributes = {
+        "http.request.method": "_OTHER" if method == "HTTP" else method,
+        "url.path": redacted(scope["path"]),
+        "flowpp.request_id": request_id,
+    }
+    return begin(method, "server", parent=parent, attributes=attributes)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "HTTP"
+
+
+def _end(span: Span, scope: Scope, status: int) -> None:
+    if span is NOTHING:
+        return
+    route = template(scope)
+    if route != NO_ROUTE:
+        span.note({"http.route": route})
+        span.rename(f"{_method(scope)} {route}")
+    span.note({"http.response.status_code": status})
+    if status >= 500:
+        span.note({"error.type": str(status)})
+    span.end(failed=status >= 500)

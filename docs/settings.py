@@ -13,7 +13,8 @@ LIST = Path(__file__).with_name("settings.md")
 INTRODUCTION = """# Settings
 
 Environment variables of the API and of the workers; all of them read the same, and a value out of bounds stops them
-with a sentence that names it. `docs/operations.md` says what to think of.
+with a sentence that names it. `docs/operations.md` says what to think of. Traces have OpenTelemetry's own variables,
+`OTEL_...`, which `docs/observability.md` lists.
 
 | variable | default | bounds | is |
 |---|---|---|---|

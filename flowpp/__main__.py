@@ -7,8 +7,10 @@ inside the commands, so that help and errors come at once.
 import json
 import logging
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -17,7 +19,7 @@ import numpy as np
 import typer
 from pydantic import ValidationError
 
-from flowpp import logs
+from flowpp import logs, tracing
 from flowpp.checkpoint import BadCheckpoint
 from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
 from flowpp.data import BadImages
@@ -101,7 +103,7 @@ def train(
             if data is not None:
                 declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
             processes.told(None)
-            with record(run, alone=processes.size == 1) as recorder:
+            with _traced(), record(run, alone=processes.size == 1) as recorder:
                 total = run.config.training.steps
                 shown = events(run_directory, device=device.value, stop=stop.is_set)
                 for event in show_training(shown, total, json_events):
@@ -273,6 +275,13 @@ def decode(
         write_samples(unfinished, images)
 
 
+@contextmanager
+def _traced() -> Iterator[None]:
+    """A span of the run, of whatever asked for it."""
+    with tracing.sending("flowpp-training"), tracing.span("training run", parent=os.environ.get(tracing.PARENT, "")):
+        yield
+
+
 def _load(checkpoint: Path, device: Device) -> "FlowPP":
     path = find_checkpoint(checkpoint)
     from flowpp.model import FlowPP
@@ -302,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory) as error:
+    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, tracing.TracingError) as error:
         _exit(2, str(error))
     except TrainingError as error:
         _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")

@@ -1,7 +1,7 @@
 """Log lines as JSON objects, one a line, for programs that collect them: where FLOWPP_LOG_FORMAT is json.
 
-Each has `time` (UTC), `level`, `logger` and `message`; where they apply, `request_id`, `job_id` and `attempt`, and the
-traceback as `exception`.
+Each has `time` (UTC), `level`, `logger` and `message`; where they apply, `request_id`, `job_id`, `attempt` and
+`trace_id`, and the traceback as `exception`.
 """
 
 import json
@@ -18,7 +18,12 @@ from typing import Any
 
 FORMAT = "FLOWPP_LOG_FORMAT"
 
-CONTEXT = {"request_id": "FLOWPP_REQUEST_ID", "job_id": "FLOWPP_JOB_ID", "attempt": "FLOWPP_ATTEMPT"}
+CONTEXT = {
+    "request_id": "FLOWPP_REQUEST_ID",
+    "job_id": "FLOWPP_JOB_ID",
+    "attempt": "FLOWPP_ATTEMPT",
+    "trace_id": "FLOWPP_TRACE_ID",
+}
 """What a line may be about, and the variables by which a process is told what all of its lines are about."""
 
 _about: ContextVar[dict[str, str | int]] = ContextVar("about")

@@ -22,6 +22,7 @@ from flowpp.likelihood import check_shape, to_symbols
 from flowpp.memory import advice
 from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
+from flowpp.tracing import span
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def _steps(
             ledger.complete_checkpoint(metrics, quantiles)
         elif not unfinished and (due.checkpoint or stopping or ledger.due()):
             last = stopping or learner.step == recipe.steps
-            written = ledger.checkpoint(metrics or learner.unlogged.means(), quantiles, last=last)
+            with span("checkpoint", attributes={"flowpp.step": learner.step}):
+                written = ledger.checkpoint(metrics or learner.unlogged.means(), quantiles, last=last)
         yield Event(learner.step, learner.images_seen, metrics, written, ledger.notes())
         unfinished = False
 
@@ -172,12 +174,14 @@ def _look(
     """Evaluates and draws samples where that is due; none where it was stopped."""
     looked: Looked | None = Looked({})
     if validation is not None and len(validation):
-        looked = evaluate(learner, validation, stop)
+        with span("evaluation", attributes={"flowpp.step": learner.step, "flowpp.images": len(validation)}):
+            looked = evaluate(learner, validation, stop)
     if looked is not None and samples:
-        drawn = draw_samples(learner, stop)
-        if drawn is None:
-            return None
-        ledger.samples(drawn)
+        with span("samples", attributes={"flowpp.step": learner.step}):
+            drawn = draw_samples(learner, stop)
+            if drawn is None:
+                return None
+            ledger.samples(drawn)
     return looked
 
 

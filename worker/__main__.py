@@ -15,7 +15,7 @@ from typing import Any
 from celery.signals import setup_logging, worker_shutting_down
 from pydantic import ValidationError
 
-from flowpp import logs
+from flowpp import logs, tracing
 from flowpp.run_directory import describe
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
@@ -97,7 +97,12 @@ def main() -> int:
     except ValidationError as error:
         print(f"worker: FLOWPP_{describe(error)}", file=sys.stderr)
         return 2
-    return run(queue)
+    try:
+        with tracing.sending("flowpp-worker"):
+            return run(queue)
+    except tracing.TracingError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 
 from flowpp.model import FlowPP
+from flowpp.tracing import Span, span
+from worker.lease import Lease
 from worker.metrics import BATCH_IMAGES, BATCH_SECONDS, IMAGES
 from worker.models import Checkpoints
 from worker.warm import WarmModels
@@ -74,10 +77,11 @@ class Lanes:
     Threads that compute one batch wait for one another, and badly where others need the cores, too; two batches do not.
     """
 
-    def __init__(self, models: WarmModels, checkpoints: Checkpoints, batch_size: int) -> None:
+    def __init__(self, models: WarmModels, checkpoints: Checkpoints, batch_size: int, lease: Lease) -> None:
         self._models = models
         self._checkpoints = checkpoints
         self._batch_size = batch_size
+        self._lease = lease
         self._most = 1 if models.device.type == "cuda" else 2
         threads = max(1, torch.get_num_threads() // self._most)
         self._threads = ThreadPoolExecutor(self._most, "batch", initializer=torch.set_num_threads, initargs=(threads,))
@@ -128,13 +132,25 @@ class Lanes:
     def _compute_rows(self, batch: Batch, rows: list[tuple[Work, int]]) -> None:
         works = list(dict.fromkeys(work for work, _ in rows))
         kind, began = works[0].job.type, time.monotonic()
-        batch.model = self._model(works)
-        results = WORK[kind].compute(batch.model, rows, self._batch_size)
+        with self._span(works, len(rows)):
+            batch.model = self._model(works)
+            results = WORK[kind].compute(batch.model, rows, self._batch_size)
         BATCH_SECONDS.labels(kind).observe(time.monotonic() - began)
         BATCH_IMAGES.labels(kind).observe(len(rows))
         IMAGES.labels(kind).inc(len(rows))
         for (work, index), row in zip(rows, results, strict=True):
             batch.computed.setdefault(work, []).append((index, row))
+
+    def _span(self, works: list[Work], images: int) -> AbstractContextManager[Span]:
+        """Belongs to the first work's attempt, and is linked to those of the others."""
+        first, *others = [self._lease.traceparent(work.job) for work in works]
+        attributes = {
+            "flowpp.job.type": works[0].job.type,
+            "flowpp.checkpoint.id": works[0].job.plan["checkpoint"],
+            "flowpp.batch.images": images,
+            "flowpp.batch.jobs": len(works),
+        }
+        return span("batch", parent=first, links=others, attributes=attributes)
 
     def _model(self, works: list[Work]) -> FlowPP:
         """The works' model, loaded where it was not; what that took is in their results."""

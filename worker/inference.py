@@ -71,7 +71,7 @@ class Inference:
         with (
             Lease(service.jobs, []) as lease,
             Results(service, lease) as results,
-            Lanes(self._models, service.checkpoints, self._batch_size) as lanes,
+            Lanes(self._models, service.checkpoints, self._batch_size, lease) as lanes,
         ):
             yield _Held(service, lease, results, lanes, self._batch_size)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
+from flowpp.tracing import trace_id
 from worker.connection import redis_time
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
@@ -101,6 +102,7 @@ class Job(BaseModel):
     artifacts: str = Field("", exclude=True, description="Where in the store its artifacts are; empty: nowhere yet.")
     ended: str = Field("", exclude=True, description="Why the attempt before ended, in words.")
     request_id: str = Field("", exclude=True, description="Of the HTTP request that asked for it.")
+    traceparent: str = Field("", exclude=True, description="Of that request's span; empty: it has none.")
     failures: int = Field(0, exclude=True, description="Failed attempts since one made progress.")
 
     @property
@@ -114,7 +116,12 @@ class Job(BaseModel):
     @property
     def subject(self) -> dict[str, str | int]:
         """What log lines of its attempt are about."""
-        return {"request_id": self.request_id, "job_id": self.id, "attempt": self.attempt}
+        return {
+            "request_id": self.request_id,
+            "job_id": self.id,
+            "attempt": self.attempt,
+            "trace_id": trace_id(self.traceparent),
+        }
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class NewJob:
     cancel_after: int | None = None
     """Seconds."""
     request_id: str = ""
+    traceparent: str = ""
 
 
 def new_job_id() -> str:
@@ -178,6 +186,8 @@ class Jobs:
         }
         if new.request_id:
             fields["request_id"] = new.request_id
+        if new.traceparent:
+            fields["traceparent"] = new.traceparent
         if new.total_steps is not None:
             fields["progress"] = Progress.at(0, new.total_steps).model_dump_json()
         if new.cancel_after is not None:

@@ -1,4 +1,7 @@
-"""A worker's hold on its jobs: a thread renews the leases, and hears what is wished of the jobs meanwhile."""
+"""A worker's hold on its jobs: a thread renews the leases, and hears what is wished of the jobs meanwhile.
+
+Each attempt is a span from when it is held to when it has ended.
+"""
 
 import logging
 import threading
@@ -6,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Self
 
+from flowpp.tracing import NOTHING, Span, begin, wanted
 from worker.connection import UNREACHABLE
 from worker.jobs import Job, Jobs, JobStatus
 from worker.metrics import ATTEMPTS, LEASES_LOST
@@ -24,6 +28,7 @@ class Lease:
         self._wishes: dict[str, JobStatus | None] = {}
         self._held: dict[str, Job] = {}
         self._since: dict[str, float] = {}
+        self._spans: dict[tuple[str, int], Span] = {}
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -49,6 +54,7 @@ class Lease:
             self._wishes.pop(job.id, None)
             self._held[job.id] = job
             self._since[job.id] = time.monotonic()
+            self._spans[job.id, job.attempt] = _span(job)
 
     def let_go(self, job: Job) -> None:
         """Of a job that has ended; another attempt of it stays."""
@@ -62,6 +68,15 @@ class Lease:
         began = self._since.pop(job.id, None)
         if began is not None:
             ATTEMPTS.labels(job.type, status or "lost").observe(time.monotonic() - began)
+        span = self._spans.pop((job.id, job.attempt), None)
+        if span is not None:
+            span.note({"flowpp.job.outcome": status or "lost"})
+            span.end(failed=status in (None, "failed"))
+
+    def traceparent(self, job: Job) -> str:
+        """Of the attempt's span, or of what asked for the job, where the attempt has ended or is not seen in traces."""
+        span = self._spans.get((job.id, job.attempt))
+        return (span and span.traceparent) or job.traceparent
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -70,6 +85,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        for span in self._spans.values():  # of attempts that were not told to the end
+            span.end(failed=True)
 
     def _renew(self) -> None:
         looks = max(1, int(self._jobs.lease_seconds / _RENEWALS / _LOOK_SECONDS))
@@ -92,3 +109,17 @@ class Lease:
                 if wish is None and not self.lost(job):
                     LEASES_LOST.labels(job.type).inc()
                 self._wishes[job.id] = wish
+
+
+def _span(job: Job) -> Span:
+    if not wanted():
+        return NOTHING
+    attributes: dict[str, str | int | float] = {
+        "flowpp.job.id": job.id,
+        "flowpp.job.type": job.type,
+        "flowpp.job.attempt": job.attempt,
+        "flowpp.request_id": job.request_id,
+    }
+    if job.attempt == 1 and job.started_at is not None:
+        attributes["flowpp.job.queue_seconds"] = max(0.0, job.started_at - job.created_at)
+    return begin(f"{job.type} attempt", "consumer", parent=job.traceparent, attributes=attributes)

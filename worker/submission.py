@@ -33,13 +33,15 @@ class Terms:
     """On what terms a job is submitted.
 
     It is `caller`'s, who must own what it uses; `claim` is of an idempotency key; and it is cancelled `cancel_after`
-    seconds from now, if it has not finished. Log lines of its attempts name `request_id`.
+    seconds from now, if it has not finished. Log lines of its attempts name `request_id`,
+    and in traces they belong to the request's span, `traceparent`.
     """
 
     caller: Caller = ANYBODY
     claim: str = ""
     cancel_after: int | None = None
     request_id: str = ""
+    traceparent: str = ""
 
 
 PLAIN = Terms()
@@ -155,6 +157,7 @@ def _submit(service: Service, planned: _Planned, terms: Terms) -> Job:
         total_steps=planned.total_steps,
         cancel_after=terms.cancel_after,
         request_id=terms.request_id,
+        traceparent=terms.traceparent,
     )
     settings = service.settings
     waiting = settings.max_queued_training if QUEUE_OF[new.type] == "training" else settings.max_queued_inference

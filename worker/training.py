@@ -21,6 +21,7 @@ from flowpp.data import BadImages
 from flowpp.logs import about, variables
 from flowpp.memory import advice
 from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, TENSORBOARD, Result, RunDirectory
+from flowpp.tracing import PARENT
 from worker import child
 from worker.artifacts import DamagedArtifact
 from worker.attempt import held, prepare, say_process
@@ -90,7 +91,7 @@ def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) ->
         return service.jobs.end(job, "failed", error=JobError(code="bad_dataset", message=str(error)))
     service.events.append(job, "log", {"line": _begins(job, step)})
     reporter = Reporter(service, job, run, step)
-    process, out_of_memory = _supervise(service, job, run, reporter, asked)
+    process, out_of_memory = _supervise(service, job, run, reporter, asked, lease.traceparent(job))
     became, failure = outcome(run, process.status, process.asked)
     if failure is not None and out_of_memory:
         became, failure = "failed", JobError(code="out_of_memory", message=_killed_for_memory(run))
@@ -116,14 +117,15 @@ class Ended(NamedTuple):
 
 
 def _supervise(
-    service: Service, job: Job, run: RunDirectory, reporter: "Reporter", asked: Callable[[], bool]
+    service: Service, job: Job, run: RunDirectory, reporter: "Reporter", asked: Callable[[], bool], traceparent: str
 ) -> tuple[Ended, bool]:
     """Runs the child to its end; whether the kernel killed a process for memory then. Raises `StaleAttempt`."""
+    environment = os.environ | variables(**job.subject) | {PARENT: traceparent}
     asked_at: float | None = None
     kills = memory_kills()
     with held(run) as lock:
         command = training_command(run, job.plan["training"].get("num_processes", 1), service.settings.grace_seconds)
-        process = child.start(command, run.path / LOG, os.environ | variables(**job.subject), pass_fds=[lock.fileno()])
+        process = child.start(command, run.path / LOG, environment, pass_fds=[lock.fileno()])
         say_process(lock, process.pid)
     try:
         while not _ended(process):

@@ -51,5 +51,5 @@ def test_a_job_keeps_the_id_of_the_request_that_asked_for_it(
     wanted = {"model": checkpoint.id, "num_samples": 1}
     made = http.post("/v1/sampling-jobs", json=wanted, headers={"X-Request-ID": "mine"}).json()
     job = service.jobs.get(made["id"])
-    assert job.subject == {"request_id": "mine", "job_id": job.id, "attempt": 0}
+    assert job.subject == {"request_id": "mine", "job_id": job.id, "attempt": 0, "trace_id": ""}
     assert "request_id" not in made, "it is the operator's"

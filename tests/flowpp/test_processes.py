@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from flowpp.checkpoint import verify
 from flowpp.data import ImageSet
 from flowpp.run_directory import RunDirectory
+from tests.collector import ENDPOINT, Collector, collecting
 
 SCRIPT = Path(__file__).with_name("train_in_float64.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -39,10 +42,9 @@ def new_run(image_set: ImageSet, **training: object) -> list[str]:
     return ["--data", str(image_set.directory), "--preset", "tiny", *sets]
 
 
-def run(*arguments: object, **settings: object) -> None:
-    done = subprocess.run(
-        [str(argument) for argument in arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def run(*arguments: object, **settings: Any) -> None:
+    command, environment = [str(argument) for argument in arguments], ENVIRONMENT | settings.get("environment", {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == settings.get("status", 0), done.stderr[-4000:]
 
 
@@ -69,10 +71,16 @@ def alone(image_set: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def both(image_set: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def collector() -> Iterator[Collector]:
+    with pytest.MonkeyPatch.context() as environment, collecting(environment) as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def both(image_set: ImageSet, tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Path:
     """Two processes, the same steps."""
     directory = tmp_path_factory.mktemp("both") / "run"
-    run(*command(directory, *new_run(image_set)))
+    run(*command(directory, *new_run(image_set)), environment={ENDPOINT: collector.url})
     return directory
 
 
@@ -91,6 +99,13 @@ def test_the_files_are_written_once(both: Path) -> None:
     assert json.loads((both / "result.json").read_text())["status"] == "succeeded"
     for path in RunDirectory(both).checkpoints():
         verify(path)
+
+
+def test_spans_are_sent_once(both: Path, collector: Collector) -> None:
+    run = collector.one("training run")
+    for name in ("evaluation", "checkpoint"):
+        found = [(span.parent, span.attributes["flowpp.step"]) for span in collector.named(name)]
+        assert found == [(run.id, 6), (run.id, 12)]
 
 
 def test_micro_batches_add_up_to_the_batch(alone: Path, image_set: ImageSet, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small life of the service, with mishaps: what is secret is afterwards in no log, event, answer or file."""
+"""A small life of the service, with mishaps: what is secret is afterwards in no log, event, answer, span or file."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ import redis
 from api.stack import Stack
 from examples import photographs
 from flowpp.data import encode_png
+from tests.collector import collecting
 from worker.redis_server import HOST, RedisServer
 
 REDIS_PASSWORD = "redis-Passw0rd-7f3a"
@@ -26,7 +27,7 @@ WRONG = "Wr0ngSecretOfAKey-55aa"
 @pytest.mark.timeout(240)
 def test_nothing_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    with RedisServer(tmp_path / "redis", log=tmp_path / "redis.log") as server:
+    with RedisServer(tmp_path / "redis", log=tmp_path / "redis.log") as server, collecting(monkeypatch) as collector:
         with redis.Redis(HOST, server.port) as admin:
             admin.config_set("requirepass", REDIS_PASSWORD)
         monkeypatch.setenv("FLOWPP_REDIS_URL", f"redis://:{REDIS_PASSWORD}@{HOST}:{server.port}/0")
@@ -54,9 +55,11 @@ def test_nothing_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(log for log in logs.values())
     files = {str(path): path.read_bytes().decode(errors="replace") for path in files_of(tmp_path / "data" / "store")}
     assert any("secret_sha256" in content for content in files.values())
+    spans = b"".join(collector.received).decode(errors="replace")
+    assert collector.named("GET /v1/jobs/{job_id}")
     secret = token.split("_", 2)[2]
     for what in (secret, REDIS_PASSWORD, STORE_SECRET, BASIC, WRONG):
-        for name, content in (logs | files).items():
+        for name, content in (logs | files | {"spans": spans}).items():
             assert what not in content, f"{name}: ...{content[content.find(what) - 300 :][:400]}"
         for answer in told:
             assert what not in answer, answer

@@ -1,6 +1,7 @@
 """The inference worker: batches on warm models, each job with its own answer, none lost."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -9,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowpp import FlowPP
+from flowpp import FlowPP, tracing
 from flowpp.likelihood import likelihood
 from flowpp.presets import resolve_model
+from tests.collector import collecting
 from worker.batches import next_batch
 from worker.inference import Inference
 from worker.jobs import Job, Progress
 from worker.models import Checkpoint
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
-from worker.submission import submit_likelihood, submit_sampling
+from worker.submission import Terms, submit_likelihood, submit_sampling
 from worker.warm import WarmModels
 from worker.work import LikelihoodWork, Work
 
@@ -338,3 +340,44 @@ def test_the_least_recently_used_model_gives_way(service: Service, saved: Path) 
     assert [checkpoint.id in models for checkpoint in (first, second, third)] == [True, False, True]
     small = WarmModels(service.checkpoints, 0)
     assert small.get(first) is small.get(first)
+
+
+def test_a_batch_of_several_requests_is_a_span_of_one_attempt_and_linked_to_the_others(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collecting(monkeypatch) as collector:
+        with tracing.sending("worker"):
+            asked = [tracing.begin("POST", "server") for _ in range(3)]
+            for n, request in enumerate(asked, start=1):
+                likelihood = LikelihoodRequest(model=checkpoint.id)
+                submit_likelihood(service, likelihood, images(n), terms=Terms(traceparent=request.traceparent))
+                request.end()
+            worker.drain()
+        [batch] = collector.named("batch")
+        attempts = collector.named("likelihood attempt")
+        requests = {span.id: span.trace for span in collector.named("POST")}
+    assert {attempt.parent: attempt.trace for attempt in attempts} == requests
+    assert len(set(requests.values())) == 3, "each request has a trace of its own"
+    assert {batch.parent, *batch.links} == {attempt.id for attempt in attempts}
+    assert len(batch.links) == 2
+    assert batch.trace in requests.values()
+    assert batch.attributes == {
+        "flowpp.job.type": "likelihood",
+        "flowpp.checkpoint.id": checkpoint.id,
+        "flowpp.batch.images": 6,
+        "flowpp.batch.jobs": 3,
+    }
+
+
+def test_a_request_that_fails_is_a_failed_attempt(
+    service: Service, checkpoint: Checkpoint, worker: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collecting(monkeypatch) as collector:
+        with tracing.sending("worker"):
+            score(service, checkpoint, 1)
+            shutil.rmtree(Path(service.settings.store_url) / "checkpoints")
+            worker.drain()
+        [attempt], [batch] = collector.named("likelihood attempt"), collector.named("batch")
+    assert (attempt.failed, batch.failed) == (True, True)
+    assert attempt.attributes["flowpp.job.outcome"] == "failed"
+    assert (attempt.parent, batch.parent) == ("", attempt.id), "who submitted it was not seen in traces"
