@@ -1,7 +1,7 @@
 """Lists of jobs by owner, type and status: sorted sets by creation, each job in one of them, whatever becomes of it.
 
-There is no list of a type alone, or of a status alone: those are several lists that are read as one. So a filter by both
-takes no more memory than one by the type, and the lists say how many jobs there are.
+There is no list of a type alone, or of a status alone: those are several lists that are read as one. So filters take no
+more memory than one index, and the lists say how many jobs there are.
 """
 
 from collections.abc import Iterable

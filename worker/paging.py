@@ -36,8 +36,9 @@ def read_page(
     """Up to `limit` records from the sorted set `index`, behind the id `after`.
 
     Where `parts` of it are given, sorted sets that have no id in common, only what is in one of them, and once where it
-    is moved from one to another meanwhile. `choose` says which of some ids match, all where there is none; `load` may leave out
-    what was deleted. Raises `KeyError` where `after` is not in the index, `ValueError` for a limit out of bounds.
+    is moved from one to another meanwhile. `choose` says which of some ids match, all where there is none; `load` may
+    leave out what was deleted. Raises `KeyError` where `after` is not in the index, `ValueError` for a limit out of
+    bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_LIMIT}")

@@ -81,6 +81,8 @@ class Visitor:
             name = next((name for name in ids if f"{{{name}}}" in path), None)
             for place in [path.replace(f"{{{name}}}", each) for each in ids[name]] if name else [path]:
                 self._visit(place, found)
+        for status in ("queued", "paused", "succeeded", "failed", "cancelled"):
+            self._visit(f"/v1/jobs?status={status}", found)
         return found
 
     def _ids(self, things: str) -> list[str]:

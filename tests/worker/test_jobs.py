@@ -385,9 +385,8 @@ def test_pages_by_status_follow_creation_over_owners_and_types_in_both_orders(se
                 more = page.has_more
                 assert len(page.data) == limit or not more
             assert seen == [job.id for job in expected]
-    behind = service.jobs.page(
-        status="cancelled", order="asc", after=jobs[31].id, limit=1
-    ).data  # which is none of them
+    queued = jobs[31].id
+    behind = service.jobs.page(status="cancelled", order="asc", after=queued, limit=1).data
     assert [job.id for job in behind] == [jobs[32].id]
 
 
