@@ -142,6 +142,52 @@ def test_what_does_not_exist_or_is_absurd_is_refused(
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field", "said"),
+    [
+        ("training-jobs", {"datasets": "ds_1"}, "datasets", "no such field; did you mean dataset?"),
+        (
+            "training-jobs",
+            {"priority": 1},
+            "priority",
+            "no such field; there are dataset, model, training, resume_from, metadata",
+        ),
+        (
+            "training-jobs",
+            training("ds_1", {}, {"learning_rat": 1}),
+            "training.learning_rat",
+            "no such field; did you mean learning_rate?",
+        ),
+        (
+            "training-jobs",
+            training("ds_1", {"dequantizer": {"blocs": 1}}),
+            "model.dequantizer.blocs",
+            "no such field; did you mean blocks?",
+        ),
+        ("likelihood-jobs", {"importance_sample": 2}, "importance_sample", "did you mean importance_samples?"),
+        ("sampling-jobs", {"between": {"xyz": 1}}, "between.xyz", "no such field; there are dataset, images"),
+        ("webhooks", {"uri": "http://127.0.0.1/"}, "uri", "no such field; did you mean url?"),
+        ("webhooks", {"t" * 10_000: 1}, "t" * 100, "no such field; there are url, "),
+    ],
+)
+def test_a_field_that_is_not_there_is_told_with_those_that_are(
+    path: str, body: dict[str, Any], field: str, said: str, http: httpx.Client
+) -> None:
+    answer = http.post(f"/v1/{path}", json=body).json()
+    assert answer["code"] == "invalid_request"
+    told = {error["path"]: error["detail"] for error in answer["errors"]}
+    assert said in told[field]
+    assert all(len(detail) < 1_000 for detail in told.values())
+
+
+def test_a_field_of_a_form_that_is_not_there_is_told_with_those_of_the_form(http: httpx.Client) -> None:
+    answer = http.post("/v1/likelihood-jobs", data={"nothing": "1"}, files={"files": ("a.png", PNG)}).json()
+    told = {error["path"]: error["detail"] for error in answer["errors"]}
+    assert told["nothing"].startswith("no such field; there are ")
+    assert "importance_samples" in told["nothing"]
+    assert "dataset" not in told["nothing"]
+
+
 @pytest.mark.parametrize("path", ["training-jobs", "likelihood-jobs", "sampling-jobs"])
 def test_a_body_that_is_not_json_is_refused(path: str, http: httpx.Client) -> None:
     response = http.post(f"/v1/{path}", content=b'{"model": ', headers={"Content-Type": "application/json"})
