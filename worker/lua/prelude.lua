@@ -62,6 +62,14 @@ local function remove(kind, id)
   return true
 end
 
+-- A job's result names no checkpoint that is not there. What else it says stays as it is written.
+local function forget_checkpoint(id, checkpoint)
+  local result = get(id, 'result')
+  local without, found = string.gsub(result, '"' .. checkpoint .. '"', 'null')
+  if found > 0 then set(id, 'result', without) end
+  return found > 0
+end
+
 local function at_least_sequence(sequence)
   if tonumber(sequence) > tonumber(redis.call('GET', 'flowpp:sequence') or 0) then
     redis.call('SET', 'flowpp:sequence', sequence)
