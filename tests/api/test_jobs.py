@@ -382,9 +382,48 @@ def test_events_come_as_a_page(http: httpx.Client, service: Service, dataset: Da
     assert http.get(f"/v1/jobs/{job}/events", params={"after": "soon"}).json()["code"] == "invalid_event_id"
 
 
-def stream(http: httpx.Client, job: str, **headers: str) -> list[dict[str, Any]]:
+def test_events_are_read_backwards_and_by_type(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    job = run(service, dataset, http)
+
+    def asked(**parameters: Any) -> dict[str, Any]:
+        answer = http.get(f"/v1/jobs/{job}/events", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    every = asked()["data"]
+    assert asked(order="desc")["data"] == every[::-1]
+    assert asked(order="desc", after=every[3]["id"])["data"] == every[2::-1]
+    last = asked(order="desc", limit=1)
+    assert (last["data"], last["has_more"]) == ([every[-1]], True)
+    wanted = [event for event in every if event["type"] in ("log", "metrics")]
+    assert asked(type="log,metrics")["data"] == asked(type=["log", "metrics"])["data"] == wanted
+    page = asked(type="metrics", order="desc", limit=1)
+    assert (page["data"], page["has_more"]) == ([wanted[1]], True)
+    page = asked(type="metrics", order="desc", limit=1, after=page["last_id"])
+    assert (page["data"], page["has_more"]) == ([wanted[0]], False)
+    assert asked(type="checkpoint")["data"] == []
+    refused = http.get(f"/v1/jobs/{job}/events", params={"type": "log,logs"}).json()
+    assert (refused["code"], "'status', 'metrics', 'log'" in refused["detail"]) == ("invalid_request", True)
+
+
+def test_a_stream_is_of_the_types_asked_for_and_goes_forward_only(
+    http: httpx.Client, service: Service, dataset: Dataset
+) -> None:
+    job = run(service, dataset, http)
+    every = http.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert stream(http, job, {"type": "log,metrics"}) == [e for e in every if e["type"] in ("log", "metrics")]
+    backwards = {"order": "desc"}
+    refused = http.get(f"/v1/jobs/{job}/events", params=backwards, headers={"Accept": "text/event-stream"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    assert "goes forward" in refused.json()["detail"]
+    assert refused.json()["errors"][0]["path"] == "order"
+
+
+def stream(
+    http: httpx.Client, job: str, parameters: dict[str, str] | None = None, **headers: str
+) -> list[dict[str, Any]]:
     wanted = {"Accept": "text/event-stream", **headers}
-    with http.stream("GET", f"/v1/jobs/{job}/events", headers=wanted) as response:
+    with http.stream("GET", f"/v1/jobs/{job}/events", params=parameters, headers=wanted) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines]
