@@ -88,7 +88,6 @@ class Transitions:
         self._end = script("end")
         self._reap = script("reap")
         self._cancel_due = script("cancel_due")
-        self._index = script("index")
         self._register = script("register")
         self._unregister = script("unregister")
         self._recorded = script("recorded")
@@ -155,10 +154,6 @@ class Transitions:
     def cancel_due(self) -> list[str]:
         """The ids of the jobs whose time to be cancelled has come: they are so now, or cancelling."""
         return self._cancel_due()
-
-    def index(self) -> None:
-        """Puts jobs into the lists by status, where that was never done: all of them, once."""
-        self._index()
 
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""
