@@ -180,7 +180,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
         (422,), "The archive is compressed in a way that is not read.", "Send a .zip, .tar or .tar.gz."
     ),
     "nested_archive": ErrorCode((422,), "An archive is inside the archive.", "Put the images into one."),
-    "too_many_entries": ErrorCode((422,), "The archive has more entries than are accepted.", "Send an array instead."),
+    "too_many_entries": ErrorCode(
+        (422,), "The archive has more entries than are accepted.", "Send a tar instead of a zip, or an array."
+    ),
     "decompression_bomb": ErrorCode(
         (422,), "The archive grows on unpacking as no images do.", "Send the images less compressed."
     ),

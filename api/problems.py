@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from api.errors import uri_of
+from api.fields import unknown
 from api.observation import REQUEST_ID, request_id_of
 from api.redaction import redacted
 from flowpp.data import BadImages
@@ -101,6 +102,8 @@ CODE_OF_STATUS = {
     416: "range_not_satisfiable",
     503: "too_many_uploads",
 }
+_WHERE = ("body", "query", "path", "header")
+_LONGEST_NAME = 100
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -143,7 +146,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field(each) for each in error.errors()[:20]]
+        errors = [_field(request, each) for each in error.errors()[:20]]
         first = errors[0]
         return problem(request, 422, "invalid_request", f"{first.path}: {first.detail}", errors=errors)
 
@@ -207,9 +210,14 @@ def _methods(request: Request) -> set[str]:
     }
 
 
-def _field(error: Any) -> FieldProblem:
+def _field(request: Request, error: Any) -> FieldProblem:
     if error["type"] == "json_invalid":
         why = error.get("ctx", {}).get("error", error["msg"])
         return FieldProblem(path="body", detail=f"the body is not JSON: {why}")
-    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path", "header")]
-    return FieldProblem(path=".".join(place) or "body", detail=error["msg"].removeprefix("Value error, "))
+    where, *location = error["loc"]
+    if where not in _WHERE:
+        location = [where, *location]
+    detail = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden" and where == "body":
+        detail = unknown(request, location)
+    return FieldProblem(path=".".join(str(part)[:_LONGEST_NAME] for part in location) or "body", detail=detail)

@@ -1,5 +1,7 @@
 """Query strings: a parameter that the endpoint does not have is refused, not passed over."""
 
+from typing import Any
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 
@@ -23,11 +25,16 @@ async def check_query(request: Request) -> None:
         raise RequestValidationError([fault | {"loc": ("query", name[:100])} for name in unknown])
 
 
+def operation_of(request: Request) -> dict[str, Any]:
+    """What the OpenAPI document says of the request's operation; nothing where it does not know it."""
+    operations = request.app.openapi()["paths"].get(PREFIX + request.scope["route"].path_format, {})
+    operation: dict[str, Any] = operations.get("get" if request.method == "HEAD" else request.method.lower(), {})
+    return operation
+
+
 def _styles(request: Request) -> dict[str, str]:
     """The query parameters of the request's operation, in their order, each with its style."""
-    operations = request.app.openapi()["paths"].get(PREFIX + request.scope["route"].path_format, {})
-    method = "get" if request.method == "HEAD" else request.method.lower()
-    parameters = operations.get(method, {}).get("parameters", [])
+    parameters = operation_of(request).get("parameters", [])
     return {each["name"]: each.get("style", "form") for each in parameters if each["in"] == "query"}
 
 

@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from flowpp.config import ModelConfig, TrainingConfig
+from worker.events import EventType
 from worker.jobs import Job, JobError, JobStatus, JobType
 from worker.overview import Overview
 from worker.paging import Page
@@ -17,6 +18,18 @@ T = TypeVar("T", bound=BaseModel)
 After = Annotated[str | None, Query(max_length=128, description="Continue behind the object with this id.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Objects at the most.")]
 Order = Annotated[Literal["asc", "desc"], Query(description="By creation.")]
+
+
+def _split(written: Any) -> Any:
+    """Values of a query parameter, each of them a list with commas."""
+    return [part for each in written for part in str(each).split(",")] if isinstance(written, list) else written
+
+
+EventTypes = Annotated[
+    tuple[EventType, ...],
+    BeforeValidator(_split),
+    Query(max_length=20, description="Only events of these types: repeated, or with commas between."),
+]
 
 
 class ListOf(BaseModel, Generic[T]):

@@ -1,7 +1,7 @@
 """The command line: `python -m flowpp train | likelihood | gradient | sample | interpolate | import | encode | decode`.
 
-Exit codes: 0 done, or stopped with a checkpoint; 1 failed; 2 bad input, with a sentence on stderr. torch loads
-inside the commands, so that help and errors come at once.
+Exit codes: 0 done, or told by SIGTERM to stop, with a checkpoint; 130 the same by Ctrl-C; 1 failed; 2 bad input, with a
+sentence on stderr. torch loads inside the commands, so that help and errors come at once.
 """
 
 import json
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import torch
 
     from flowpp.model import FlowPP
+
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended, as shells have it."""
 
 app = typer.Typer(
     help="Flow++: train a flow on images, score images in bits/dim, draw samples, encode and decode.",
@@ -78,9 +81,9 @@ def train(
 ) -> None:
     """Begins a run, or goes on with the one in RUN_DIRECTORY from its newest checkpoint.
 
-    Ctrl-C and SIGTERM write a checkpoint and end it; `train RUN_DIRECTORY` goes on from there. metrics.jsonl,
-    checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY. Several processes share each batch under
-    `python -m torch.distributed.run --nproc-per-node N -m flowpp train RUN_DIRECTORY`.
+    Ctrl-C and SIGTERM write a checkpoint and end it, with exit code 130 and 0; `train RUN_DIRECTORY` goes on from
+    there. metrics.jsonl, checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY. Several processes
+    share each batch under `python -m torch.distributed.run --nproc-per-node N -m flowpp train RUN_DIRECTORY`.
     """
     run = RunDirectory(run_directory)
     with stopping_on_signals() as stop:
@@ -110,6 +113,8 @@ def train(
                     recorder.step = event.step
             say(recorder.sentence)
             processes.leave()
+            if stop.interrupted and recorder.step < total:  # one of several has left: its launcher would take fright
+                raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

@@ -166,22 +166,54 @@ def _zip(source: Path, limits: Limits) -> Iterator[Member]:
 
 
 class _ZipFile(io.FileIO):
-    """A file that refuses to hand out a zip directory of too many entries.
+    """A file that refuses to hand out a zip directory of too many entries, also where it claims to have fewer.
 
     zipfile reads the directory in one piece and then makes an object of each entry. Each begins with this signature.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path)
-        self._max_entries = limits.max_entries
+        self._most = min(limits.max_entries, limits.max_zip_entries)
+        claimed = _claimed_entries(self)
+        if claimed > self._most:
+            self.close()
+            raise self._too_many(f"{claimed:,} entries, more")
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > max(2**20, 256 * self._max_entries):
-            raise _too_many("entries", self._max_entries)
+        if size is not None and size > max(2**20, 256 * self._most):
+            raise self._too_many("more entries")
         data = super().read(size)
-        if data.count(b"PK\1\2") > self._max_entries:
-            raise _too_many("entries", self._max_entries)
+        if data.count(b"PK\1\2") > self._most:
+            raise self._too_many("more entries")
         return data
+
+    def _too_many(self, what: str) -> BadImages:
+        message = f"has {what} than the {self._most:,} that are accepted of a zip; send a tar, or an array, instead"
+        return BadImages("too_many_entries", message)
+
+
+_END, _END_BYTES, _LONGEST_COMMENT = b"PK\5\6", 22, 2**16 - 1
+_END64, _END64_BYTES, _LOCATOR_BYTES = b"PK\6\6", 56, 20
+
+
+def _claimed_entries(file: io.FileIO) -> int:
+    """How many entries a zip says at its end that it has; 0 where there is no such end.
+
+    APPNOTE.TXT 4.3.14 to 4.3.16: the end of the central directory has the number as 16 bits at 10; a zip64 record
+    before it and its locator, where zipfile looks for one, has it as 64 bits at 32.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_COMMENT - _END_BYTES - _LOCATOR_BYTES - _END64_BYTES))
+    tail = io.FileIO.read(file)
+    file.seek(0)
+    place = tail.rfind(_END)
+    if place < 0 or len(tail) < place + _END_BYTES:
+        return 0
+    (entries,) = struct.unpack_from("<H", tail, place + 10)
+    before = place - _LOCATOR_BYTES - _END64_BYTES
+    if before >= 0 and tail.startswith(_END64, before):
+        (entries,) = struct.unpack_from("<Q", tail, before + 32)
+    return int(entries)
 
 
 def _open_zip(file: _ZipFile, name: str) -> zipfile.ZipFile:

@@ -39,14 +39,21 @@ class BadInput(ValueError):
     """An argument that cannot be right; the message is a sentence."""
 
 
+class Stop(threading.Event):
+    """That a process is to end, and whether somebody at its terminal said so."""
+
+    interrupted = False
+
+
 @contextmanager
-def stopping_on_signals() -> Iterator[threading.Event]:
+def stopping_on_signals() -> Iterator[Stop]:
     """An event that SIGINT and SIGTERM set. A second SIGINT raises `KeyboardInterrupt`."""
-    stop = threading.Event()
+    stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        stop.interrupted = number == signal.SIGINT
         stop.set()
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

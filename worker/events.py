@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -11,9 +11,9 @@ from redis.asyncio import Redis as AsyncRedis
 
 from worker.connection import KEEPALIVE
 from worker.jobs import TERMINAL, Job, StaleAttempt
-from worker.paging import Page
+from worker.paging import Order, Page
 from worker.refusals import Invalid, NotFound
-from worker.transitions import Transitions, job_key
+from worker.transitions import Transitions, job_key, load_script
 
 EventType = Literal["status", "metrics", "log", "checkpoint", "warning"]
 
@@ -21,6 +21,8 @@ _ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _BLOCK_MILLISECONDS = 5_000
 _SOCKET_SECONDS = 30  # longer than a read blocks
 _PAGE = 1_000
+_CHUNK = 2_000
+"""Events among which is looked for those of a type, at a time."""
 
 
 class Event(BaseModel):
@@ -52,6 +54,7 @@ class Events:
         self._redis: Any = redis  # its annotations do not know of decode_responses
         self._url = url
         self._scripts = Transitions(redis)
+        self._matching = load_script(redis, "events")
 
     def append(self, job: Job, type: EventType, data: Mapping[str, Any]) -> str:
         """Writes an event of the job's attempt; its id. Raises `StaleAttempt`."""
@@ -60,12 +63,38 @@ class Events:
             raise StaleAttempt(f"attempt {job.attempt} of job {job.id} is not the current one")
         return written
 
-    def page(self, job_id: str, after: str | None = None, limit: int = 100) -> Page[Event]:
-        """Events behind the event `after`, oldest first. Raises `NotFound`, and `Invalid` for what is no event id."""
+    def page(
+        self,
+        job_id: str,
+        after: str | None = None,
+        limit: int = 100,
+        *,
+        order: Order = "asc",
+        types: Collection[EventType] = (),
+    ) -> Page[Event]:
+        """Events of these types, or all, behind the event `after` in their order.
+
+        Raises `NotFound`, and `Invalid` for what is no event id.
+        """
         self._check(job_id, after)
-        start = "-" if after is None else f"({after}"
-        entries = self._redis.xrange(_key(job_id), start, "+", count=limit + 1)
+        start = f"({after}" if after is not None else "-" if order == "asc" else "+"
+        if types:
+            entries = self._of_types(job_id, start, limit + 1, order, types)
+        elif order == "asc":
+            entries = self._redis.xrange(_key(job_id), start, "+", count=limit + 1)
+        else:
+            entries = self._redis.xrevrange(_key(job_id), start, "-", count=limit + 1)
         return Page([_parse(*entry) for entry in entries[:limit]], len(entries) > limit)
+
+    def _of_types(self, job_id: str, start: str, most: int, order: Order, types: Collection[EventType]) -> list[Any]:
+        """Up to `most` entries: their ids and fields."""
+        found: list[Any] = []
+        while start and len(found) < most:
+            keys, arguments = [_key(job_id)], [order, start, most - len(found), _CHUNK, *types]
+            entries, last = self._matching(keys=keys, args=arguments)
+            found += [(event_id, dict(zip(fields[::2], fields[1::2], strict=True))) for event_id, fields in entries]
+            start = f"({last}" if last else ""
+        return found
 
     def metrics(self, job_id: str) -> list[dict[str, Any]]:
         """The training's metrics so far, a row a step: what an interrupted attempt told twice is there once."""
@@ -81,8 +110,10 @@ class Events:
             after, more = (found.data[-1].id if found.data else after), found.has_more
         return rows
 
-    async def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
-        """Events behind the event `after` as they come, to the job's terminal one. Raises as `page`."""
+    async def follow(
+        self, job_id: str, after: str | None = None, types: Collection[EventType] = ()
+    ) -> AsyncIterator[Event]:
+        """Events of these types, or all, behind the event `after` as they come, to the job's end. Raises as `page`."""
         async with AsyncRedis.from_url(
             self._url,
             decode_responses=True,
@@ -102,7 +133,8 @@ class Events:
                 for entry in entries:
                     event = _parse(*entry)
                     last = event.id
-                    yield event
+                    if not types or event.type in types:
+                        yield event
                     if event.terminal:
                         return
                 if block is None and not entries:

@@ -21,13 +21,14 @@ from redis import Redis
 
 from flowpp.tracing import trace_id
 from worker.connection import redis_time
+from worker.job_lists import JobStatus as JobStatus
+from worker.job_lists import JobType as JobType
+from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
 
-JobType = Literal["training", "likelihood", "sampling"]
-JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 Queue = Literal["training", "inference"]
 Outcome = Literal["succeeded", "failed", "stopped", "crashed"]
 
@@ -227,18 +228,26 @@ class Jobs:
         """
         if after is not None:
             self.get(after, owner)
-        by = {"type": type or "", "owner": owner or ""}
-        indices = {f"flowpp:jobs:{name}:{value}": name for name, value in by.items() if value}
-        index = min(indices, key=self._redis.zcard, default="flowpp:jobs")  # an owner, or a type, may have few
-        by |= {indices[index]: ""} if indices else {}
-        wanted = {**by, "status": status or "", "metadata": dict(metadata or {})}
+        index = f"flowpp:jobs:owner:{owner}" if owner else "flowpp:jobs"
+        parts = lists(self._redis, owner, type, status) if type or status else [index]
 
         def choose(ids: list[str]) -> list[str]:
-            return self._scripts.matching(ids, wanted)
+            return self._scripts.matching(ids, metadata or {})
 
-        filtering = choose if any(wanted.values()) else None
+        def load(ids: list[str]) -> list[Job]:
+            return [job for job in self._load(ids) if status in (None, job.status)]  # it may have changed meanwhile
+
         try:
-            return read_page(self._redis, index, self._load, choose=filtering, after=after, limit=limit, order=order)
+            return read_page(
+                self._redis,
+                index,
+                load,
+                parts=parts,
+                choose=choose if metadata else None,
+                after=after,
+                limit=limit,
+                order=order,
+            )
         except KeyError as error:
             raise _not_found(str(after)) from error
 

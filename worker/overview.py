@@ -9,10 +9,11 @@ from redis import Redis
 
 from worker import presence
 from worker.connection import redis_time
+from worker.job_lists import count
 from worker.jobs import JobStatus, JobType, Progress
 from worker.owners import LOCAL
 from worker.queue import QUEUES
-from worker.transitions import Transitions, job_key
+from worker.transitions import job_key
 
 MOST_TRAININGS = 200
 """Training jobs that are told of one by one: those that have been held longest. Each keeps a worker busy."""
@@ -42,31 +43,29 @@ class RunningTraining(BaseModel):
 
 
 class Overview(BaseModel):
-    """`jobs` counts those that there are by type and status, finished ones included until they are deleted."""
+    """The service at a moment, to everybody or to one owner."""
 
     at: float = Field(description="Unix seconds, by Redis's clock.")
     queues: dict[str, QueueState]
-    jobs: dict[JobType, dict[JobStatus, int]]
+    jobs: dict[JobType, dict[JobStatus, int]] = Field(
+        description="How many there are by type and status, finished ones included until they are deleted; with a key "
+        "that is not an administrator's, its owner's."
+    )
     training: list[RunningTraining] = Field(
-        description=f"The training jobs that workers hold, up to {MOST_TRAININGS}; with a key, its owner's."
+        description=f"Of the up to {MOST_TRAININGS} training jobs that workers have held longest; likewise its owner's."
     )
 
 
-def overview(redis: Redis) -> Overview:
-    """Of the service on a Redis server. Raises `redis.RedisError`."""
+def overview(redis: Redis, owner: str | None = None) -> Overview:
+    """Of the service on a Redis server: its jobs are everybody's, or those of `owner`. Raises `redis.RedisError`."""
     client: Any = redis  # its annotations do not know of decode_responses
     now = redis_time(client)
     with client.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall("flowpp:counts")
-        pipeline.exists("flowpp:jobs")
         pipeline.zrange("flowpp:training", 0, MOST_TRAININGS - 1)
         for queue in QUEUES:
             pipeline.zcard(f"flowpp:queued:{queue}")
             pipeline.zrange(f"flowpp:queued:{queue}", 0, 0)
-        counts, any_jobs, held, *queued = pipeline.execute()
-    if any_jobs and not counts:
-        Transitions(redis).count()
-        counts = client.hgetall("flowpp:counts")
+        held, *queued = pipeline.execute()
     heads = [ids[0] if ids else "" for ids in queued[1::2]]
     with client.pipeline(transaction=False) as pipeline:
         for job_id in heads:
@@ -81,15 +80,8 @@ def overview(redis: Redis) -> Overview:
         queues[queue] = QueueState(workers=workers, waiting=waiting, wait_seconds=round(waited, 3))
     told = (dict(zip(_FIELDS, fields, strict=True)) for fields in found[len(heads) :])
     training = [_running(job_id, fields) for job_id, fields in zip(held, told, strict=True) if fields["status"]]
-    return Overview(at=now, queues=queues, jobs=_by_type(counts), training=training)
-
-
-def _by_type(counts: dict[str, str]) -> Any:
-    jobs: dict[str, dict[str, int]] = {"training": {}, "likelihood": {}, "sampling": {}}
-    for name, count in counts.items():
-        kind, _, status = name.partition(":")
-        jobs[kind][status] = max(0, int(count))  # below zero where a worker of an older version does not count
-    return jobs
+    mine = [job for job in training if owner in (None, job.owner)]
+    return Overview(at=now, queues=queues, jobs=count(redis, owner), training=mine)
 
 
 def _running(job_id: str, fields: dict[str, str | None]) -> RunningTraining:

@@ -1,7 +1,9 @@
 """Pages of records in the order of their creation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +27,7 @@ def read_page(
     index: str,
     load: Callable[[list[str]], list[T]],
     *,
+    parts: Sequence[str] = (),
     choose: Callable[[list[str]], list[str]] | None = None,
     after: str | None = None,
     limit: int = 20,
@@ -32,31 +35,38 @@ def read_page(
 ) -> Page[T]:
     """Up to `limit` records from the sorted set `index`, behind the id `after`.
 
-    `choose` says which of some ids match, all where there is none; `load` may leave out what was deleted. Raises
-    `KeyError` where `after` is not in the index, `ValueError` for a limit out of bounds.
+    Where `parts` of it are given, sorted sets that have no id in common, only what is in one of them, and once where it
+    is moved from one to another meanwhile. `choose` says which of some ids match, all where there is none; `load` may
+    leave out what was deleted. Raises `KeyError` where `after` is not in the index, `ValueError` for a limit out of
+    bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_LIMIT}")
-    rank = redis.zrevrank if order == "desc" else redis.zrank
-    start = 0
+    behind = "-inf" if order == "asc" else "+inf"
     if after is not None:
-        place = rank(index, after)
+        place = redis.zscore(index, after)
         if place is None:
             raise KeyError(after)
-        start = place + 1
+        behind = f"({place:.0f}"
+    merge = redis.register_script(_merge())
     found: list[T] = []
     chunk = _CHUNK
     while len(found) <= limit:
         most = limit + 1 if choose is None else chunk
         chunk = min(2 * chunk, _LARGEST_CHUNK)
-        ids = redis.zrange(index, start, start + most - 1, desc=order == "desc")
-        if not ids:
+        members = merge(keys=parts or [index], args=[order, behind, most])
+        if not members:
             break
+        ids = [member for member, _ in members]
         chosen = ids if choose is None else choose(ids)
         while chosen and len(found) <= limit:
             wanted = limit + 1 - len(found)
             found += load(chosen[:wanted])
             chosen = chosen[wanted:]
-        place = rank(index, ids[-1])  # records that were added meanwhile have moved it
-        start = start + len(ids) if place is None else place + 1
+        behind = f"({members[-1][1]}"
     return Page(found[:limit], len(found) > limit)
+
+
+@cache
+def _merge() -> str:
+    return (files("worker") / "lua" / "merge.lua").read_text()

@@ -12,6 +12,9 @@ from flowpp.data import Limits
 
 MiB = 2**20
 
+MAX_ZIP_ENTRIES = 80_000
+"""Of an uploaded zip, whose directory is held in memory: an API process stays below 200 MB. A tar may have more."""
+
 
 class Settings(BaseSettings):
     """Where things are kept, and what the service admits."""
@@ -99,6 +102,7 @@ class Settings(BaseSettings):
             max_bytes=self.max_upload_bytes,
             max_uncompressed_bytes=8 * self.max_upload_bytes,
             max_images=self.max_dataset_images,
+            max_zip_entries=MAX_ZIP_ENTRIES,
         )
 
     @property

@@ -4,14 +4,15 @@ flowpp:sequence              counts records, so that indices have the order of c
 flowpp:job:<id>              hash: the record
 flowpp:job:<id>:events       stream
 flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
-flowpp:jobs, flowpp:jobs:type:<type>, flowpp:jobs:owner:<owner>  sorted sets of job ids by sequence
+flowpp:jobs, flowpp:jobs:owner:<owner>, flowpp:jobs:status:<owner>:<type>:<status>  sorted sets of job ids by sequence
+flowpp:owners                set of the owners of jobs, also of jobs that were
+flowpp:indexed               there where jobs are in the lists by status; where it is deleted, all are listed anew
 flowpp:unfinished:<owner>    set of the ids of an owner's unfinished jobs
 flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner
 flowpp:awake:inference       sorted set of the workers that look into the queue without a bell, by when they cease to
 flowpp:leases                sorted set of the ids of jobs that a worker holds, by the end of the lease
 flowpp:training              sorted set of the ids of training jobs that a worker holds, by when it claimed them
-flowpp:counts                hash: jobs there are of each <type>:<status>; where it is deleted, they are counted anew
 flowpp:deadlines             sorted set of the ids of unfinished jobs by when they are cancelled
 flowpp:expiring              sorted set of the ids of finished jobs by when they are deleted
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
@@ -87,7 +88,6 @@ class Transitions:
         self._end = script("end")
         self._reap = script("reap")
         self._cancel_due = script("cancel_due")
-        self._count = script("count")
         self._register = script("register")
         self._unregister = script("unregister")
         self._recorded = script("recorded")
@@ -128,9 +128,9 @@ class Transitions:
                 self._renew(args=[job_id, attempt, lease_seconds], client=pipeline)
             return pipeline.execute()
 
-    def matching(self, ids: Sequence[str], wanted: Mapping[str, Any]) -> list[str]:
-        """Those of the jobs that have the type, owner, status ('' is any) and all the metadata that are wanted."""
-        return self._matching(args=[json.dumps(wanted), *ids])
+    def matching(self, ids: Sequence[str], metadata: Mapping[str, str]) -> list[str]:
+        """Those of the jobs that have all these metadata."""
+        return self._matching(args=[json.dumps(metadata), *ids])
 
     def set_field(self, job_id: str, attempt: int, field: str, value: str) -> str | None:
         """The job's status."""
@@ -154,10 +154,6 @@ class Transitions:
     def cancel_due(self) -> list[str]:
         """The ids of the jobs whose time to be cancelled has come: they are so now, or cancelling."""
         return self._cancel_due()
-
-    def count(self) -> None:
-        """Counts the jobs by type and status, where that was never done: all of them, once."""
-        self._count()
 
     def ask(self, transition: str, job_id: str) -> str:
         """The job's new status, 'missing', or 'refused' with the status that forbids it."""

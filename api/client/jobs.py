@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -89,15 +89,17 @@ class Jobs(Part[W]):
             pause = min(1, 1.5 * pause)
 
     @each
-    async def events(self, job_id: str, after: str | None = None) -> AsyncIterator[Event]:
+    async def events(self, job_id: str, after: str | None = None, types: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Each event once, from the first (or from behind event `after`), live, until the job has finished.
+
+        Of these types, or all: status, metrics, log, checkpoint, warning.
 
         A broken stream is taken up where it broke; one that stays broken raises `Unreachable`.
         """
         absence = Absence()
         while True:
             try:
-                async for event in self._stream(job_id, after):
+                async for event in self._stream(job_id, after, types):
                     absence.over()
                     yield event
                     if event.terminal:
@@ -110,13 +112,18 @@ class Jobs(Part[W]):
                 absence.bear(error)
             await self.way.sleep(0.5)
 
-    async def _stream(self, job_id: str, after: str | None) -> AsyncIterator[Event]:
+    @each
+    def history(self, job_id: str, types: Sequence[str] = ()) -> AsyncIterator[Event]:
+        """Each event so far, newest first; of these types, or all."""
+        return self._transport.pages(Event, path_of("jobs", job_id, "events"), {"order": "desc", **_of(types)})
+
+    async def _stream(self, job_id: str, after: str | None, types: Sequence[str]) -> AsyncIterator[Event]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if after is not None:
             headers["Last-Event-ID"] = after
         timeout = httpx.Timeout(HEARTBEAT_SECONDS, connect=CONNECT_SECONDS)
         path = path_of("jobs", job_id, "events")
-        async with self._transport.stream("GET", path, headers=headers, timeout=timeout) as response:
+        async with self._transport.stream("GET", path, params=_of(types), headers=headers, timeout=timeout) as response:
             async for message in EventSource(response).aiter_sse():
                 if message.data:  # else a heartbeat
                     yield Event.model_validate_json(message.data)
@@ -147,3 +154,7 @@ class Jobs(Part[W]):
         Raises `DamagedDownload`.
         """
         return await download(self._transport, path_of("jobs", job_id, "artifacts", *name.split("/")), target, progress)
+
+
+def _of(types: Sequence[str]) -> dict[str, str]:
+    return {"type": ",".join(types)} if types else {}

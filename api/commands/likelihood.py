@@ -9,6 +9,7 @@ import typer
 
 from api.client import Client, Job
 from api.client.transport import LOCAL
+from api.commands.folders import image_files
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
 from api.commands.output import (
     download_artifacts,
@@ -24,8 +25,8 @@ from api.commands.output import (
 
 def likelihood(
     model: Model,
-    images: Annotated[list[Path] | None, typer.Argument(exists=True, dir_okay=False, help="Image files.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of files: a dataset's validation images.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(exists=True, help="Image files, and folders of them.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Instead of these: a dataset's validation images.")] = None,
     importance_samples: Annotated[int, typer.Option(min=1, help="Noise samples an image; more: tighter bound.")] = 1,
     bits_map: Annotated[bool, typer.Option("--bits-map", help="Also where the bits are spent, as a file.")] = False,
     latents: Annotated[bool, typer.Option("--latents", help="Also the images' latents, as a file.")] = False,
@@ -43,6 +44,7 @@ def likelihood(
     """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
     if bool(images) == bool(dataset):
         raise typer.BadParameter("give image files or --dataset, one of the two")
+    files = image_files(images or ())
     if (bits_map or latents) and output is None and not detach:
         raise typer.BadParameter("--bits-map and --latents are files: say where to put them by --output, or --detach")
     own = pairs(metadata)
@@ -52,7 +54,7 @@ def likelihood(
         job = client.likelihood_jobs.create(
             model=model,
             dataset=dataset,
-            images=images or (),
+            images=files,
             importance_samples=importance_samples,
             bits_map=bits_map,
             latents=latents,

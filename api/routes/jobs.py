@@ -1,6 +1,6 @@
 """Jobs of every kind: records, events, metrics, logs and attempts."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from api.dependencies import CallerOf, JobOf, ServiceOf
-from api.schemas import After, Attempt, JobObject, Limit, ListOf, Metrics, Order, as_list
-from worker.events import Event
+from api.schemas import After, Attempt, EventTypes, JobObject, Limit, ListOf, Metrics, Order, as_list
+from worker.events import Event, EventType
 from worker.jobs import TERMINAL, Job, JobStatus, JobType
 from worker.paging import Page
+from worker.refusals import Invalid
 from worker.service import Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -110,23 +111,32 @@ async def events(
     service: ServiceOf,
     after: After = None,
     limit: Limit = 100,
+    order: Order = "asc",
+    type: EventTypes = (),
     accept: Annotated[str | None, Header(description="`text/event-stream` for a live stream.")] = None,
     last_event_id: Annotated[str | None, Header(description="The stream begins behind this event.")] = None,
 ) -> Any:
     """A job's events: a page of them, or live as server-sent events.
 
     Each message's `event` is the type, its `id` the event's, its `data` the event as JSON. The stream begins with the
-    first event, or behind `Last-Event-ID`, and ends with the terminal status.
+    first event, or behind `Last-Event-ID`, and ends with the terminal status, or where that is of no `type` asked for,
+    before it.
     """
     behind = last_event_id or after
-    page = await run_in_threadpool(service.events.page, job.id, behind, limit)
     if "text/event-stream" not in (accept or ""):
+        page = await run_in_threadpool(service.events.page, job.id, behind, limit, order=order, types=type)
         return ListOf[Event](**as_list(page))
-    return EventSourceResponse(_stream(service, job.id, behind), ping=HEARTBEAT_SECONDS, sep="\n")  # for grep and cut
+    if order == "desc":
+        raise Invalid("invalid_request", "a stream goes forward: ask for application/json, or for order=asc", "order")
+    await run_in_threadpool(service.events.page, job.id, behind, 1)  # raises while there is still a status to send
+    stream = _stream(service, job.id, behind, type)
+    return EventSourceResponse(stream, ping=HEARTBEAT_SECONDS, sep="\n")  # for grep and cut
 
 
-async def _stream(service: Service, job_id: str, behind: str | None) -> AsyncIterator[ServerSentEvent]:
-    async for event in service.events.follow(job_id, behind):
+async def _stream(
+    service: Service, job_id: str, behind: str | None, types: Sequence[EventType]
+) -> AsyncIterator[ServerSentEvent]:
+    async for event in service.events.follow(job_id, behind, types):
         yield ServerSentEvent(id=event.id, event=event.type, data=event.model_dump_json())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from flowpp.presets import PRESETS
+from tests.worker.conftest import Submit
 from worker.redis_server import RedisServer
 from worker.service import Service
 from worker.settings import Settings
@@ -100,3 +101,23 @@ def test_without_redis_the_api_answers_503(service: Service, tmp_path: Path) -> 
     assert "retry-after" in jobs.headers
     assert ready.status_code == 503
     assert "Redis does not answer" in ready.json()["missing"][0]
+
+
+def test_answers_of_json_end_their_line_and_files_are_as_they_are(
+    http: httpx.Client, service: Service, tmp_path: Path
+) -> None:
+    Submit(service)()
+    (job,), written = service.jobs.claim("training", "a worker"), b'{"bits_per_dim": 3}'
+    for path in ("/v1/jobs", f"/v1/jobs/{job.id}", "/v1/status", "/v1/jobs/job_nothing", "/openapi.json"):
+        answer = http.get(path)
+        assert answer.content.endswith(b"}\n")
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert answer.json()
+    refused = http.post("/v1/training-jobs", json={})
+    assert (refused.status_code, refused.content[-2:]) == (422, b"}\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "likelihood.json").write_bytes(written)
+    service.store.put(f"jobs/{job.id}/output", tmp_path / "out")
+    service.jobs.end(job, "succeeded", artifacts=f"jobs/{job.id}/output")
+    file = http.get(f"/v1/jobs/{job.id}/artifacts/likelihood.json")
+    assert (file.content, file.headers["content-type"]) == (written, "application/json")

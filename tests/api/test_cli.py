@@ -13,12 +13,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from api.client import Client, Job
+from api.commands.folders import SUFFIXES, image_files
 from api.stack import Stack
 from flowpp import FlowPP
 from flowpp.data import encode_png
+from flowpp.images import SUFFIXES as NAMED
 from tests.api.busy_server import JOB, Reply, busy_server
 from worker.jobs import JobStatus
 from worker.redis_server import free_port
@@ -34,6 +37,7 @@ def printed(*arguments: str | Path) -> Any:
     """The one JSON document that the command prints."""
     result = flowpp(*arguments, "--json")
     assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("}\n")
     return json.loads(result.stdout)
 
 
@@ -55,12 +59,13 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give image files or --dataset"),
         (["likelihood", "job_x", __file__, "--latents"], "say where to put them by --output"),
+        (["likelihood", "job_x", Path(__file__).parent], "holds no images: no file named .apng, .bmp"),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
         (["jobs", "list", "--url", "localhost:8000"], "'localhost:8000' is no url of a service"),
     ],
 )
-def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
+def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str | Path], sentence: str) -> None:
     result = flowpp(*arguments)
     assert result.returncode == 2
     assert sentence in " ".join(result.stderr.split())
@@ -180,6 +185,36 @@ def test_likelihood_downloads_the_files_that_it_is_asked_for(
     assert "bits_map.png" not in names
     later = flowpp(*score, "--bits-map", "--detach")
     assert later.stdout.startswith("job_"), later.stderr
+
+
+def test_likelihood_takes_folders_for_the_images_in_them(
+    stack: Stack, trained: Job, images: np.ndarray, tmp_path: Path
+) -> None:
+    names = ["b.png", "deep/er/c.PNG", "a.png", "notes.txt", ".hidden.png", ".thumbnails/a.png"]
+    for name in names:
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(images[0]))
+    (tmp_path / "one.png").write_bytes(encode_png(images[1]))
+    scored = printed("likelihood", trained.id, tmp_path / "one.png", tmp_path / "folder", "--url", stack.url)["result"]
+    assert [image["name"] for image in scored["images"]] == ["one.png", "a.png", "b.png", "c.PNG"]
+
+
+def test_a_folder_of_too_many_images_is_to_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.commands.folders.MAX_IMAGES", 2)
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"1234")
+    with pytest.raises(typer.BadParameter, match=r"more than 2 images.*\(flowpp datasets upload "):
+        image_files([tmp_path])
+    monkeypatch.undo()
+    assert len(image_files([tmp_path])) == 3
+    monkeypatch.setattr("api.commands.folders.MAX_BYTES", 11)
+    with pytest.raises(typer.BadParameter, match="or 11 bytes of them"):
+        image_files([tmp_path])
+
+
+def test_the_images_of_a_folder_are_those_that_the_service_reads() -> None:
+    assert {suffix for suffix, kind in NAMED.items() if kind != "GIF"} == SUFFIXES
 
 
 def test_upload_train_score_sample_and_download(

@@ -99,6 +99,14 @@ def test_the_events_of_a_job_come_once_in_order_and_end_with_its_end(client: Cli
     assert list(client.jobs.events(trained.id, after=events[-1].id)) == []
 
 
+def test_events_of_some_types_come_live_or_newest_first(client: Client, trained: Job) -> None:
+    events = list(client.jobs.events(trained.id))
+    some = [event for event in events if event.type in ("metrics", "checkpoint")]
+    assert list(client.jobs.events(trained.id, types=["metrics", "checkpoint"])) == some
+    assert list(client.jobs.history(trained.id)) == events[::-1]
+    assert list(client.jobs.history(trained.id, ["metrics", "checkpoint"])) == some[::-1]
+
+
 def test_a_stream_that_breaks_is_taken_up_where_it_broke(stack: Stack, client: Client, trained: Job) -> None:
     with (
         cutting_proxy(stack.port, bytes_each=2_000) as (port, connections),

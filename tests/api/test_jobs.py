@@ -53,8 +53,8 @@ BAD_TRAINING: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"preset": "huge"}, {}, "model.preset", "cifar10, imagenet32"),
     ({"filters": -1}, {}, "model.filters", "greater than or equal to 1"),
     ({"filters": 10**9}, {}, "model.filters", "less than or equal to 512"),
-    ({"filtres": 8}, {}, "model.filtres", "not permitted"),
-    ({"height": 32}, {}, "model.height", "not permitted"),
+    ({"filtres": 8}, {}, "model.filtres", "did you mean filters?"),
+    ({"height": 32}, {}, "model.height", "no such field; there are bits, filters"),
     ({"heads": 3}, {}, "model", r"heads (3) must divide filters (8)"),
     ({"dequantizer": {"blocks": 65}}, {}, "model.dequantizer.blocks", "less than or equal to 64"),
     ({"flow": ["squeeze"] * 6}, {}, "model", "a squeeze needs an even height and width"),
@@ -140,6 +140,52 @@ def test_what_does_not_exist_or_is_absurd_is_refused(
 ) -> None:
     response = http.post(f"/v1/{path}", json=body)
     assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "said"),
+    [
+        ("training-jobs", {"datasets": "ds_1"}, "datasets", "no such field; did you mean dataset?"),
+        (
+            "training-jobs",
+            {"priority": 1},
+            "priority",
+            "no such field; there are dataset, model, training, resume_from, metadata",
+        ),
+        (
+            "training-jobs",
+            training("ds_1", {}, {"learning_rat": 1}),
+            "training.learning_rat",
+            "no such field; did you mean learning_rate?",
+        ),
+        (
+            "training-jobs",
+            training("ds_1", {"dequantizer": {"blocs": 1}}),
+            "model.dequantizer.blocs",
+            "no such field; did you mean blocks?",
+        ),
+        ("likelihood-jobs", {"importance_sample": 2}, "importance_sample", "did you mean importance_samples?"),
+        ("sampling-jobs", {"between": {"xyz": 1}}, "between.xyz", "no such field; there are dataset, images"),
+        ("webhooks", {"uri": "http://127.0.0.1/"}, "uri", "no such field; did you mean url?"),
+        ("webhooks", {"t" * 10_000: 1}, "t" * 100, "no such field; there are url, "),
+    ],
+)
+def test_a_field_that_is_not_there_is_told_with_those_that_are(
+    path: str, body: dict[str, Any], field: str, said: str, http: httpx.Client
+) -> None:
+    answer = http.post(f"/v1/{path}", json=body).json()
+    assert answer["code"] == "invalid_request"
+    told = {error["path"]: error["detail"] for error in answer["errors"]}
+    assert said in told[field]
+    assert all(len(detail) < 1_000 for detail in told.values())
+
+
+def test_a_field_of_a_form_that_is_not_there_is_told_with_those_of_the_form(http: httpx.Client) -> None:
+    answer = http.post("/v1/likelihood-jobs", data={"nothing": "1"}, files={"files": ("a.png", PNG)}).json()
+    told = {error["path"]: error["detail"] for error in answer["errors"]}
+    assert told["nothing"].startswith("no such field; there are ")
+    assert "importance_samples" in told["nothing"]
+    assert "dataset" not in told["nothing"]
 
 
 @pytest.mark.parametrize("path", ["training-jobs", "likelihood-jobs", "sampling-jobs"])
@@ -336,9 +382,48 @@ def test_events_come_as_a_page(http: httpx.Client, service: Service, dataset: Da
     assert http.get(f"/v1/jobs/{job}/events", params={"after": "soon"}).json()["code"] == "invalid_event_id"
 
 
-def stream(http: httpx.Client, job: str, **headers: str) -> list[dict[str, Any]]:
+def test_events_are_read_backwards_and_by_type(http: httpx.Client, service: Service, dataset: Dataset) -> None:
+    job = run(service, dataset, http)
+
+    def asked(**parameters: Any) -> dict[str, Any]:
+        answer = http.get(f"/v1/jobs/{job}/events", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    every = asked()["data"]
+    assert asked(order="desc")["data"] == every[::-1]
+    assert asked(order="desc", after=every[3]["id"])["data"] == every[2::-1]
+    last = asked(order="desc", limit=1)
+    assert (last["data"], last["has_more"]) == ([every[-1]], True)
+    wanted = [event for event in every if event["type"] in ("log", "metrics")]
+    assert asked(type="log,metrics")["data"] == asked(type=["log", "metrics"])["data"] == wanted
+    page = asked(type="metrics", order="desc", limit=1)
+    assert (page["data"], page["has_more"]) == ([wanted[1]], True)
+    page = asked(type="metrics", order="desc", limit=1, after=page["last_id"])
+    assert (page["data"], page["has_more"]) == ([wanted[0]], False)
+    assert asked(type="checkpoint")["data"] == []
+    refused = http.get(f"/v1/jobs/{job}/events", params={"type": "log,logs"}).json()
+    assert (refused["code"], "'status', 'metrics', 'log'" in refused["detail"]) == ("invalid_request", True)
+
+
+def test_a_stream_is_of_the_types_asked_for_and_goes_forward_only(
+    http: httpx.Client, service: Service, dataset: Dataset
+) -> None:
+    job = run(service, dataset, http)
+    every = http.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert stream(http, job, {"type": "log,metrics"}) == [e for e in every if e["type"] in ("log", "metrics")]
+    backwards = {"order": "desc"}
+    refused = http.get(f"/v1/jobs/{job}/events", params=backwards, headers={"Accept": "text/event-stream"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    assert "goes forward" in refused.json()["detail"]
+    assert refused.json()["errors"][0]["path"] == "order"
+
+
+def stream(
+    http: httpx.Client, job: str, parameters: dict[str, str] | None = None, **headers: str
+) -> list[dict[str, Any]]:
     wanted = {"Accept": "text/event-stream", **headers}
-    with http.stream("GET", f"/v1/jobs/{job}/events", headers=wanted) as response:
+    with http.stream("GET", f"/v1/jobs/{job}/events", params=parameters, headers=wanted) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines]

@@ -78,10 +78,11 @@ def test_no_service_exits_with_3() -> None:
     assert flowpp("status", "--url", f"http://127.0.0.1:{free_port()}").returncode == 3
 
 
-def test_a_key_sees_the_training_of_its_owner_alone(service: Service, serve: Serve, running: str) -> None:
+def test_a_key_sees_the_jobs_of_its_owner_alone(service: Service, serve: Serve, running: str) -> None:
     def token(owner: str, scope: str) -> str:
         return service.keys.create(NewKey.model_validate({"owner": owner, "scopes": (scope,)}))[1]
 
+    Submit(service)("sampling", owner="bob")
     with serve(service.settings.model_copy(update={"authentication": True})) as http:
         seen = {
             who: http.get("/v1/status", headers={"Authorization": f"Bearer {token(*who)}"}).json()
@@ -90,5 +91,6 @@ def test_a_key_sees_the_training_of_its_owner_alone(service: Service, serve: Ser
         assert http.get("/v1/status").status_code == 401
         refused = flowpp("status", "--url", str(http.base_url))
     assert [[job["id"] for job in each["training"]] for each in seen.values()] == [[running], [], [running]]
-    assert {each["jobs"]["training"]["running"] for each in seen.values()} == {1}
+    assert [each["jobs"]["training"]["running"] for each in seen.values()] == [1, 0, 1]
+    assert [each["jobs"]["sampling"]["queued"] for each in seen.values()] == [0, 1, 1]
     assert (refused.returncode, "flowpp keys create" in refused.stderr) == (2, True)

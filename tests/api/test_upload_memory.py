@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 
 from flowpp.data import encode_png
 from worker.redis_server import RedisServer, free_port
+from worker.settings import MAX_ZIP_ENTRIES
 
 MOST_BYTES = 200_000_000
 """Of the whole process: its peak resident set, mapped files included."""
@@ -89,7 +90,7 @@ def test_an_array_of_any_size_uploads_in_little_memory(
     assert list((tmp_path / "data" / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [5_000, pytest.param(60_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5_000, pytest.param(MAX_ZIP_ENTRIES, marks=pytest.mark.slow)])
 def test_an_archive_of_many_images_uploads_in_little_memory(
     redis_server: RedisServer, tmp_path: Path, count: int
 ) -> None:
@@ -102,3 +103,18 @@ def test_an_archive_of_many_images_uploads_in_little_memory(
         dataset = uploaded(client, tmp_path / "images.zip")
         assert dataset["num_images"] == count
         assert peak_bytes(process) < MOST_BYTES, f"{peak_bytes(process):,} bytes"
+
+
+def test_an_archive_of_more_files_is_refused_with_the_limit_before_its_directory_is_read(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for index in range(MAX_ZIP_ENTRIES + 1):  # beyond what 16 bits hold
+            archive.writestr(f"{index:07d}.png", b"")
+    with api(redis_server, tmp_path / "data") as (client, process):
+        before = peak_bytes(process)
+        with (tmp_path / "images.zip").open("rb") as file:
+            refused = client.post("/v1/datasets", files={"file": ("images.zip", file)})
+        assert (refused.status_code, refused.json()["code"]) == (422, "too_many_entries")
+        assert f"has {MAX_ZIP_ENTRIES + 1:,} entries, more than the {MAX_ZIP_ENTRIES:,}" in refused.json()["detail"]
+        assert peak_bytes(process) - before < 20_000_000

@@ -10,6 +10,7 @@ from api.client import AsyncClient, Client, CreatedWebhook, Dataset, Delivery, E
 def blocking(client: Client) -> None:
     assert_type(client.jobs.get("job_1"), Job)
     assert_type(client.jobs.events("job_1"), Iterator[Event])
+    assert_type(client.jobs.history("job_1", ["log"]), Iterator[Event])
     assert_type(client.datasets.upload(Path("a.zip")), Dataset)
     assert_type(client.webhooks.list(), Iterator[Webhook])
     assert_type(client.webhooks.deliveries("wh_1"), tuple[Delivery, ...])

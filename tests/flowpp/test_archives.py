@@ -216,6 +216,34 @@ def test_the_limit_on_zip_entries_is_exact(tmp_path: Path) -> None:
     assert refused(source, Limits(max_entries=99)).code == "too_many_entries"
 
 
+def test_a_zip_has_a_limit_of_its_own_which_the_refusal_names(tmp_path: Path) -> None:
+    source = write_zip(tmp_path / "a.zip", {str(i): b"" for i in range(100)})
+    limits = Limits(max_zip_entries=99)
+    assert "has 100 entries, more than the 99 that are accepted of a zip; send a tar" in str(refused(source, limits))
+    assert len(contents(write_tar(tmp_path / "a.tar", {str(i): b"" for i in range(100)}), limits)) == 100
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.comment = b"PK" + 60_000 * b"."
+    assert "has 100 entries" in str(refused(source, limits))
+    assert len(contents(source, Limits(max_zip_entries=100))) == 100
+
+
+def test_the_count_of_a_zip64_is_read_before_its_directory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for index in range(70_000):  # more than 16 bits hold
+            archive.writestr(str(index), b"")
+    size = (tmp_path / "a.zip").stat().st_size
+    error = refused_cheaply(tmp_path / "a.zip", Limits(max_zip_entries=69_999), seconds=1, memory=2**19)
+    assert size > 2**22
+    assert "has 70,000 entries" in str(error)
+
+
+@pytest.mark.parametrize("length", [0, 10, 21])
+def test_a_zip_that_ends_within_its_end_is_damaged(tmp_path: Path, length: int) -> None:
+    data = write_zip(tmp_path / "a.zip", CONTENT).read_bytes()
+    (tmp_path / "a.zip").write_bytes(data[: data.rfind(b"PK\5\6") + length])
+    assert refused(tmp_path / "a.zip").code == "damaged_archive"
+
+
 def test_a_zip_with_a_huge_directory_is_refused_unread(tmp_path: Path) -> None:
     size = 0xFFFFFFF0
     with (tmp_path / "a.zip").open("wb") as file:

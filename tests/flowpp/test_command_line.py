@@ -168,15 +168,15 @@ def started(directory: Path, images_file: Path, **streams: int) -> subprocess.Po
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
-    number: signal.Signals, tmp_path: Path, images_file: Path
+    number: signal.Signals, status: int, tmp_path: Path, images_file: Path
 ) -> None:
     directory = tmp_path / "run"
     process = started(directory, images_file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     process.send_signal(number)
     _, sentence = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == status
     result = read_result(directory)
     assert result["status"] == "stopped"
     assert result["step"] == RunDirectory(directory).read_metrics()[-1]["step"] > 0
@@ -189,7 +189,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert json.loads(again.stdout.readline())["step"] == result["step"] + 1
     again.send_signal(number)
     again.communicate(timeout=60)
-    assert again.returncode == 0
+    assert again.returncode == status
     steps = [row["step"] for row in RunDirectory(directory).read_metrics()]
     assert steps == list(range(1, read_result(directory)["step"] + 1))
 

@@ -91,8 +91,10 @@ class Visitor:
             for artifact in self.http.get(place.removesuffix("/{name}")).json()["data"]:
                 self._visit(artifact["url"], found)
             return
-        orders = [{}, {"order": "asc", "limit": 100}] if place.count("/") == 2 else [{}]
-        for parameters in orders:
+        asked = [{}, {"order": "asc", "limit": 100}] if place.count("/") == 2 else [{}]
+        if place == "/v1/jobs":
+            asked += [{"status": status} for status in ("queued", "paused", "succeeded", "failed", "cancelled")]
+        for parameters in asked:
             answer = self.http.get(place, params=parameters)
             found[str(answer.url.raw_path)] = answer.status_code, answer.content
 

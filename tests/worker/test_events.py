@@ -1,6 +1,7 @@
 """Events of a job: each once, in order, replayed from anywhere, to the end."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -91,3 +92,24 @@ def test_metrics_that_an_interrupted_attempt_told_are_there_once(service: Servic
         service.events.append(job, "metrics", {"step": step, "train_bits_per_dim": value})
     rows = [(row["step"], row["train_bits_per_dim"]) for row in service.events.metrics(job.id)]
     assert rows == [(1, 8.0), (2, 7.0), (3, 6.5), (4, 5.5), (5, 4.5)]
+
+
+def test_the_few_events_of_a_type_are_found_among_thousands_in_both_orders(service: Service, submit: Submit) -> None:
+    submit()
+    (job,) = service.jobs.claim("training", "a worker")
+    with service.redis.pipeline(transaction=False) as pipeline:
+        for number in range(5_000):
+            kind = "log" if number in (0, 1_996, 1_997, 1_998, 4_999) else "metrics"  # the stream begins with two more
+            pipeline.xadd(f"flowpp:job:{job.id}:events", {"type": kind, "data": json.dumps({"line": number})})
+        pipeline.execute()
+    expected = [0, 1_996, 1_997, 1_998, 4_999]
+    for order, lines in (("asc", expected), ("desc", expected[::-1])):
+        assert [event.data["line"] for event in service.events.page(job.id, order=order, types=["log"]).data] == lines
+        seen: list[Event] = []
+        more = True
+        while more:
+            after = seen[-1].id if seen else None
+            page = service.events.page(job.id, after, 2, order=order, types=["log"])
+            seen += page.data
+            more = page.has_more
+        assert [event.data["line"] for event in seen] == lines

@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from tests.worker.conftest import Submit
-from worker.jobs import TERMINAL, Job, JobError, NewJob, Progress, StaleAttempt, new_job_id
+from worker.jobs import TERMINAL, Job, JobError, JobStatus, NewJob, Progress, StaleAttempt, new_job_id
 from worker.reaper import reap
 from worker.record_images import in_record
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
@@ -330,6 +331,135 @@ def test_a_filter_finds_what_lies_behind_many_that_do_not_match(service: Service
     assert ([job.id for job in page.data], page.has_more) == ([rare[1]], True)
     page = service.jobs.page(metadata={"rare": "yes"}, limit=1, after=rare[1])
     assert ([job.id for job in page.data], page.has_more) == ([rare[0]], False)
+
+
+def test_a_job_is_listed_by_its_status_through_its_life(service: Service, submit: Submit) -> None:
+    job, other = submit(owner="alice"), submit("sampling", owner="bob")
+
+    def listed(**filters: Any) -> list[str]:
+        """The statuses under which the job is found."""
+        by_status = {status: service.jobs.page(status=status, **filters).data for status in get_args(JobStatus)}
+        assert [each.id for found in by_status.values() for each in found].count(job.id) == 1
+        return [status for status, found in by_status.items() if job.id in [each.id for each in found]]
+
+    def is_listed(status: str) -> None:
+        assert listed() == listed(owner="alice") == listed(type="training", owner="alice") == [status]
+        assert service.jobs.page(status=service.jobs.get(job.id).status, owner="nobody").data == []
+
+    is_listed("queued")
+    held = claim(service)
+    is_listed("running")
+    service.jobs.pause(job.id)
+    is_listed("pausing")
+    service.jobs.end(held, "stopped")
+    is_listed("paused")
+    service.jobs.resume(job.id)
+    is_listed("queued")
+    claim(service)
+    expire(service)
+    reap(service)
+    is_listed("queued")
+    held = claim(service)
+    service.jobs.cancel(job.id)
+    is_listed("cancelling")
+    service.jobs.end(held, "stopped")
+    is_listed("cancelled")
+    service.jobs.delete(job.id)
+    assert [each.id for status in get_args(JobStatus) for each in service.jobs.page(status=status).data] == [other.id]
+    service.jobs.delete(other.id)
+    assert service.redis.keys("flowpp:jobs*") == []
+
+
+def test_pages_by_status_follow_creation_over_owners_and_types_in_both_orders(service: Service, submit: Submit) -> None:
+    types, owners = ("training", "sampling", "likelihood"), ("alice", "bob", "carol", "dave")
+    jobs = [submit(types[n % 3], owner=owners[n * 7 % 4]) for n in range(60)]
+    for job in jobs[::2]:
+        service.jobs.cancel(job.id)
+    for order, expected in (("asc", jobs[::2]), ("desc", jobs[::2][::-1])):
+        for limit in (1, 4, 7, 30):
+            seen: list[str] = []
+            more = True
+            while more:
+                page = service.jobs.page(status="cancelled", limit=limit, order=order, after=seen[-1] if seen else None)
+                seen += [job.id for job in page.data]
+                more = page.has_more
+                assert len(page.data) == limit or not more
+            assert seen == [job.id for job in expected]
+    queued = jobs[31].id
+    behind = service.jobs.page(status="cancelled", order="asc", after=queued, limit=1).data
+    assert [job.id for job in behind] == [jobs[32].id]
+
+
+def test_pages_miss_no_job_that_keeps_its_status_while_others_change_theirs(service: Service, submit: Submit) -> None:
+    jobs = [submit() for _ in range(120)]
+    kept = {job.id for job in jobs[::3]}
+    for job_id in kept:
+        service.jobs.pause(job_id)
+    changing = [job.id for job in jobs if job.id not in kept]
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for job_id in changing:
+                service.jobs.pause(job_id)
+            for job_id in changing:
+                service.jobs.resume(job_id)
+
+    def walk(**filters: Any) -> list[Job]:
+        seen: list[Job] = []
+        more = True
+        while more:
+            page = service.jobs.page(limit=7, after=seen[-1].id if seen else None, **filters)
+            seen += page.data
+            more = page.has_more
+        return seen
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        for _ in range(10):
+            paused = walk(status="paused")
+            assert kept <= {job.id for job in paused}
+            assert {job.status for job in paused} == {"paused"}
+            every = [job.id for job in walk(type="training")]
+            assert every == [job.id for job in jobs][::-1]
+    finally:
+        ended.set()
+        changer.join()
+
+
+def test_jobs_that_an_older_version_has_written_are_listed_by_status(service: Service, submit: Submit) -> None:
+    queued, cancelled, deleted = submit(owner="alice"), submit("sampling"), submit()
+    service.jobs.cancel(cancelled.id)
+    redis = service.redis
+    status_lists = redis.keys("flowpp:jobs:status:*")
+    redis.delete("flowpp:owners", "flowpp:indexed", *status_lists)
+    redis.zadd("flowpp:jobs:type:training", {queued.id: 1, deleted.id: 3})  # which it had
+    redis.hset("flowpp:counts", "training:queued", 2)
+    assert [job.id for job in service.jobs.page(status="queued", owner="alice").data] == [queued.id]
+    assert [job.id for job in service.jobs.page(status="cancelled").data] == [cancelled.id]
+    assert sorted(redis.keys("flowpp:jobs:status:*")) == sorted(status_lists)
+    assert redis.exists("flowpp:jobs:type:training", "flowpp:counts") == 0
+    redis.hset(f"flowpp:job:{queued.id}", "status", "paused")  # as a worker of that version does meanwhile
+    assert service.jobs.page(status="queued", owner="alice").data == []
+    redis.delete("flowpp:indexed")
+    assert [job.id for job in service.jobs.page(status="paused").data] == [queued.id]
+    assert redis.zcard("flowpp:jobs:status:alice:training:queued") == 0
+
+
+def test_a_page_by_status_costs_the_same_however_many_jobs_there_are(service: Service, submit: Submit) -> None:
+    rare = submit()
+    service.jobs.cancel(rare.id)
+
+    def commands() -> int:
+        service.redis.config_resetstat()
+        assert [job.id for job in service.jobs.page(status="cancelled", owner=rare.owner).data] == [rare.id]
+        return sum(stat["calls"] for stat in service.redis.info("commandstats").values())
+
+    before = [commands() for _ in range(2)][1]
+    for _ in range(300):
+        submit()
+    assert commands() == before
 
 
 def test_a_page_reads_no_more_records_than_it_shows(service: Service, submit: Submit) -> None:

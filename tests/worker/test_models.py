@@ -110,3 +110,25 @@ def test_a_checkpoint_is_kept_while_a_job_needs_it(service: Service, job: Job, w
     with pytest.raises(NotFound):
         service.checkpoints.get(checkpoint.id)
     assert not list(Path(service.settings.store_url).rglob("*.safetensors"))
+
+
+def test_a_result_names_no_checkpoint_that_was_deleted_and_says_all_else_as_before(
+    service: Service, job: Job, write: Write
+) -> None:
+    best, last = service.checkpoints.register(write(3, 6.5), job), service.checkpoints.register(write(4, 7.5), job)
+    named = {"best_checkpoint": best.id, "last_checkpoint": last.id}
+    result = {**named, "validation_bits_per_dim": 6.123456789012345, "empty": []}
+    service.jobs.end(job, "succeeded", result=result)
+    before = int(service.redis.zscore("flowpp:changed", job.id))
+    service.checkpoints.delete(best)
+    assert service.jobs.get(job.id).result == result | {"best_checkpoint": None}
+    assert int(service.redis.zscore("flowpp:changed", job.id)) > before, "or `flowpp reindex` would bring it back"
+    service.checkpoints.delete(last)
+    assert service.jobs.get(job.id).result == result | dict.fromkeys(named)
+
+
+def test_a_checkpoint_that_is_deleted_while_its_job_ends_is_not_named(service: Service, job: Job, write: Write) -> None:
+    gone, kept = service.checkpoints.register(write(3, 6.5), job), service.checkpoints.register(write(4, 7.5), job)
+    service.checkpoints.delete(gone)
+    service.jobs.end(job, "succeeded", result={"best_checkpoint": gone.id, "last_checkpoint": kept.id})
+    assert service.jobs.get(job.id).result == {"best_checkpoint": None, "last_checkpoint": kept.id}

@@ -51,13 +51,16 @@ def test_jobs_are_counted_by_type_and_status_through_their_lives(service: Servic
     assert counted(service) == {}
 
 
-def test_jobs_of_before_there_were_counts_are_counted_once(service: Service, submit: Submit) -> None:
-    submit(), submit("likelihood")
-    service.jobs.cancel(submit().id)
-    service.redis.delete("flowpp:counts")
-    assert counted(service) == {"training": {"queued": 1, "cancelled": 1}, "likelihood": {"queued": 1}}
-    submit()
-    assert counted(service)["training"] == {"queued": 2, "cancelled": 1}
+def test_an_owner_is_told_of_its_own_jobs(service: Service, submit: Submit) -> None:
+    submit(owner="alice")
+    service.jobs.claim("training", "a worker")
+    submit(owner="bob"), submit("sampling", owner="bob")
+    alices = overview(service.redis, "alice")
+    assert (sum(alices.jobs["training"].values()), alices.jobs["training"]["running"]) == (1, 1)
+    assert (sum(alices.jobs["sampling"].values()), len(alices.training)) == (0, 1)
+    bobs = overview(service.redis, "bob")
+    assert overview(service.redis).jobs["training"]["queued"] == bobs.jobs["training"]["queued"] == 1
+    assert bobs.training == overview(service.redis, "nobody").training == []
 
 
 def test_a_queue_tells_how_many_wait_and_how_long_the_next_one_has(service: Service, submit: Submit) -> None:

@@ -1,5 +1,11 @@
--- Counts the jobs of a server whose jobs are older than flowpp:counts, once.
-if redis.call('EXISTS', 'flowpp:counts') == 1 then return 0 end
-local jobs = redis.call('ZRANGE', 'flowpp:jobs', 0, -1)
-for _, id in ipairs(jobs) do count(id, 1) end
-return #jobs
+-- How many jobs there are of each type and status: of one owner or, where none is named, of all.
+local owners = #ARGV > 0 and ARGV or redis.call('SMEMBERS', 'flowpp:owners')
+local found = {}
+for _, type in ipairs(TYPES) do
+  for _, status in ipairs(STATUSES) do
+    local number = 0
+    for _, owner in ipairs(owners) do number = number + redis.call('ZCARD', list_of({owner, type, status})) end
+    table.insert(found, {type, status, number})
+  end
+end
+return found

@@ -18,9 +18,8 @@ for _, checkpoint in ipairs(checkpoints) do remove('checkpoint', checkpoint) end
 redis.call('SREM', 'flowpp:deleting', id)
 redis.call('ZREM', 'flowpp:expiring', id)
 redis.call('ZREM', 'flowpp:jobs', id)
-redis.call('ZREM', 'flowpp:jobs:type:' .. get(id, 'type'), id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
-count(id, -1)
+delist(id)
 changed(id) -- the recorder deletes what is stored of a job that is not there
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'

@@ -2,5 +2,10 @@ local id, attempt, outcome, code, message, result, artifacts, progress = unpack(
 if not current(id, attempt) then return nil end
 if progress ~= '' then set(id, 'progress', progress) end
 if result ~= '' then set(id, 'result', result) end
+if get(id, 'type') == 'training' then
+  for checkpoint in string.gmatch(result, '"(ckpt_%x+)"') do -- of which one may have been deleted meanwhile
+    if redis.call('EXISTS', 'flowpp:checkpoint:' .. checkpoint) == 0 then forget_checkpoint(id, checkpoint) end
+  end
+end
 if artifacts ~= '' then set(id, 'artifacts', artifacts) end
 return settle(id, outcome, code, message)

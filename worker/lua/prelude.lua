@@ -1,6 +1,8 @@
 -- Before each script. What is written in capitals is set here or by worker/transitions.py.
 
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
+local TYPES = {'training', 'likelihood', 'sampling'}
+local STATUSES = {'queued', 'running', 'pausing', 'paused', 'cancelling', 'succeeded', 'failed', 'cancelled'}
 local HELD = {running = true, pausing = true, cancelling = true}
 
 local function now()
@@ -62,6 +64,14 @@ local function remove(kind, id)
   return true
 end
 
+-- A job's result names no checkpoint that is not there. What else it says stays as it is written.
+local function forget_checkpoint(id, checkpoint)
+  local result = get(id, 'result')
+  local without, found = string.gsub(result, '"' .. checkpoint .. '"', 'null')
+  if found > 0 then set(id, 'result', without) end
+  return found > 0
+end
+
 local function at_least_sequence(sequence)
   if tonumber(sequence) > tonumber(redis.call('GET', 'flowpp:sequence') or 0) then
     redis.call('SET', 'flowpp:sequence', sequence)
@@ -72,7 +82,6 @@ end
 local function index_job(id)
   local sequence, owner = get(id, 'sequence'), get(id, 'owner')
   redis.call('ZADD', 'flowpp:jobs', sequence, id)
-  redis.call('ZADD', 'flowpp:jobs:type:' .. get(id, 'type'), sequence, id)
   redis.call('ZADD', 'flowpp:jobs:owner:' .. owner, sequence, id)
   if not TERMINAL[get(id, 'status')] then redis.call('SADD', 'flowpp:unfinished:' .. owner, id) end
 end
@@ -112,16 +121,27 @@ local function forget_estimate(id)
   set(id, 'progress', cjson.encode(progress))
 end
 
--- A job in flowpp:counts, by what it now is.
-local function count(id, by)
-  local status = get(id, 'status')
-  if status ~= '' then redis.call('HINCRBY', 'flowpp:counts', get(id, 'type') .. ':' .. status, by) end
+-- The list that a job is in by what it now is.
+local function list_of(known)
+  return table.concat({'flowpp:jobs:status', known[1] or '', known[2], known[3]}, ':')
+end
+
+local function enlist(id)
+  local known = redis.call('HMGET', key(id), 'owner', 'type', 'status', 'sequence')
+  if not known[3] then return end
+  redis.call('ZADD', list_of(known), known[4], id)
+  redis.call('SADD', 'flowpp:owners', known[1] or '')
+end
+
+local function delist(id)
+  local known = redis.call('HMGET', key(id), 'owner', 'type', 'status')
+  if known[3] then redis.call('ZREM', list_of(known), id) end
 end
 
 local function set_status(id, status)
-  count(id, -1)
+  delist(id)
   set(id, 'status', status)
-  count(id, 1)
+  enlist(id)
 end
 
 -- The one place where a status changes.

@@ -1,7 +1,7 @@
 -- A job as it was recorded, after its events. One that a worker held waits again, or is what was wished of it.
 local id, fields, lost = ARGV[1], cjson.decode(ARGV[2]), ARGV[3]
 for name, value in pairs(fields) do set(id, name, value) end
-count(id, 1)
+enlist(id)
 at_least_sequence(fields.sequence)
 set(id, 'recorded', fields.changed)
 index_job(id)
