@@ -1,5 +1,8 @@
 """Devices: which one to compute on, and the ways in which its memory runs out."""
 
+import resource
+from pathlib import Path
+
 import torch
 
 from flowpp.memory import of_machine
@@ -18,6 +21,31 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, CUDA or torch's CPU allocator ran out; the last one raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def memory_of_process(device: torch.device, processes: int = 1) -> float:
+    """Bytes that this process may take, one of as many on the machine: of a GPU, what is free.
+
+    Of a CPU, its share of the machine's, or what limits on its data and its addresses (`ulimit -d`, `-v`) leave it, and
+    what it has already.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min([of_machine() / processes, *_limits()])
+
+
+def _limits() -> list[float]:
+    """Bytes of the resident set that limits on this process allow: what it has mapped beside counts towards them."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return []
+    found = dict(line.split(":") for line in status.read_text().splitlines() if line.startswith("Vm"))
+    size = {name: int(value.split()[0]) * 1024 for name, value in found.items()}
+    limits = {
+        "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],
+        "VmData": resource.getrlimit(resource.RLIMIT_DATA)[0],
+    }
+    return [limit - size[name] + size["VmRSS"] for name, limit in limits.items() if limit != resource.RLIM_INFINITY]
 
 
 def memory_of(device: torch.device) -> int:
