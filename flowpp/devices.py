@@ -1,5 +1,6 @@
 """Devices: which one to compute on, and the ways in which its memory runs out."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -23,19 +24,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def memory_of_process(device: torch.device, processes: int = 1) -> float:
-    """Bytes that this process may take, one of as many on the machine: of a GPU, what is free.
-
-    Of a CPU, its share of the machine's, or what limits on its data and its addresses (`ulimit -d`, `-v`) leave it, and
-    what it has already.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min([of_machine() / processes, *_limits()])
+def free_memory(device: torch.device) -> float:
+    """Bytes that a training may take in this process: of a GPU, what is free; of the CPU, `memory_of` it."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_of(device)
 
 
 def _limits() -> list[float]:
-    """Bytes of the resident set that limits on this process allow: what it has mapped beside counts towards them."""
+    """Bytes of the resident set that limits on this process leave: what else it has mapped counts towards them."""
     status = Path("/proc/self/status")
     if not status.exists():
         return []
@@ -48,6 +43,12 @@ def _limits() -> list[float]:
     return [limit - size[name] + size["VmRSS"] for name, limit in limits.items() if limit != resource.RLIM_INFINITY]
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory; of the CPU, the machine's."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else of_machine()
+def memory_of(device: torch.device) -> float:
+    """Bytes of a GPU's memory.
+
+    Of the CPU, this process's share of the machine's, one of those that `torch.distributed.run` started on it; or less,
+    where a limit on the process's data or addresses (`ulimit -d`, `-v`) leaves less.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min([of_machine() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), *_limits()])

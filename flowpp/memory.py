@@ -123,7 +123,8 @@ def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cu
     said = f"{images:,} images a forward pass take about {gib(needed.at(images))}, of {gib(room)} {bound}"
     fitting = min(images, most_images(model, training, room, cuda=cuda))
     if needed.at(images) <= room:
-        return f"{said}: others take of it; training.memory_gib would plan with less"
+        plans = "leave training.micro_batch_size open and choose a training.memory_gib below that"
+        return f"{said}, so that it should fit; where other processes take memory, too, {plans}"
     frugal = training.model_copy(update={"activation_checkpointing": True})
     with_recomputation = min(images, most_images(model, frugal, room, cuda=cuda))
     ways = []
@@ -134,7 +135,7 @@ def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cu
         ways.append(way if with_recomputation == images else f"{way} (micro_batch_size)")
     if not ways:
         smallest = frugal.model_copy(update={"init_batch_size": 2})
-        if estimate(model, smallest, cuda=cuda).most_images(room):
+        if most_images(model, smallest, room, cuda=cuda):
             ways.append(f"training.init_batch_size {training.init_batch_size:,} is too large: choose a smaller one")
         else:
             ways.append("not even one image fits: choose a smaller model")

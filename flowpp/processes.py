@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowpp.devices import memory_of_process, resolve_device
+from flowpp.devices import free_memory, resolve_device
 
 _PR_SET_PDEATHSIG = 1
 _MAX_PATH_BYTES = 4096
@@ -52,8 +52,7 @@ class Processes:
 
     def least_memory(self) -> float:
         """Bytes that each process may take, the same in each: as many as the one with the least."""
-        here = memory_of_process(self.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        least = torch.tensor(here, dtype=torch.float64, device=self.device)
+        least = torch.tensor(free_memory(self.device), dtype=torch.float64, device=self.device)
         if self.size > 1:
             distributed.all_reduce(least, distributed.ReduceOp.MIN)
         return float(least)
