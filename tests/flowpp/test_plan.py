@@ -153,7 +153,7 @@ def test_a_run_that_would_take_more_than_a_real_limit_is_planned_to_fit_into_it(
     assert "out of memory on cpu: 800 images a forward pass take about 1.4 GiB, of 1.1 GiB there are" in said
     status, said, peak = within(limit, wide_run(tmp_path / "planned", images_file, batch_size=800))
     assert status == 0, said
-    assert "267 images a forward pass: 0.9 GiB of 1.0 GiB" in said
+    assert "267 images a forward pass: 0.8 GiB of 1.0 GiB" in said
     assert peak < limit
     assert recorded(tmp_path / "planned") == (267, False)
 
