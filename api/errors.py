@@ -114,8 +114,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
     ),
     "out_of_memory": ErrorCode(
         (422,),
-        "No worker that is there has the memory that the training would take.",
-        "Choose the `training.micro_batch_size` that `detail` names, or a smaller model.",
+        "No worker that is there has the memory that the training would take, however few images pass at once.",
+        "Leave `training.micro_batch_size` and `training.activation_checkpointing` to the run, or choose what `detail` "
+        "names, or a smaller model.",
     ),
     "wrong_model": ErrorCode(
         (422,), "The checkpoint of `resume_from` is of another model.", "Ask for the model that it is of."
@@ -228,7 +229,7 @@ FAILURES: Mapping[str, ErrorCode] = {
         "See its attempts; look after the machine.",
     ),
     "out_of_memory": ErrorCode(
-        (), "It took more memory than the worker has.", "Choose what `message` names, or a smaller model."
+        (), "It takes more memory than the worker has.", "Choose what `message` names, or a smaller model."
     ),
     "nan_loss": ErrorCode(
         (),

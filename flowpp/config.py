@@ -179,11 +179,21 @@ class TrainingConfig(Frozen):
         None,
         ge=1,
         le=65_536,
-        description="Images a forward pass of a process; gradients of several add up to the batch's. All if not given.",
+        description="Images a forward pass of a process; gradients of several add up to the batch's. If not given, its "
+        "whole share of the batch, or as many as fit into memory.",
     )
     num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch, each with its own device.")
-    activation_checkpointing: bool = Field(
-        False, description="Each coupling is computed anew in the backward pass: less memory, about a third more time."
+    activation_checkpointing: bool | None = Field(
+        None,
+        description="Each coupling is computed anew in the backward pass: less memory, about a quarter more time. If "
+        "not given, where not even one image fits otherwise.",
+    )
+    memory_gib: float | None = Field(
+        None,
+        gt=0,
+        le=65_536,
+        description="GiB of its device that a process may take, by an estimate that is right to a tenth; what there is "
+        "if not given.",
     )
     conditioner_precision: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -1,5 +1,9 @@
 """Devices: which one to compute on, and the ways in which its memory runs out."""
 
+import os
+import resource
+from pathlib import Path
+
 import torch
 
 from flowpp.memory import of_machine
@@ -20,6 +24,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory; of the CPU, the machine's."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else of_machine()
+def free_memory(device: torch.device) -> float:
+    """Bytes that a training may take in this process: of a GPU, what is free; of the CPU, `memory_of` it."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_of(device)
+
+
+def _limits() -> list[float]:
+    """Bytes of the resident set that limits on this process leave: what else it has mapped counts towards them."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return []
+    found = dict(line.split(":") for line in status.read_text().splitlines() if line.startswith("Vm"))
+    size = {name: int(value.split()[0]) * 1024 for name, value in found.items()}
+    limits = {
+        "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],
+        "VmData": resource.getrlimit(resource.RLIMIT_DATA)[0],
+    }
+    return [limit - size[name] + size["VmRSS"] for name, limit in limits.items() if limit != resource.RLIM_INFINITY]
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a GPU's memory.
+
+    Of the CPU, this process's share of the machine's, one of those that `torch.distributed.run` started on it; or less,
+    where a limit on the process's data or addresses (`ulimit -d`, `-v`) leaves less.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min([of_machine() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), *_limits()])

@@ -8,11 +8,9 @@ import torch
 
 from flowpp.learner import Learner, NonFiniteLoss
 from flowpp.likelihood import COLUMNS, Likelihood, likelihood
+from flowpp.memory import EVALUATION_BATCH
 from flowpp.sampling import sample
 from flowpp.seeds import Stream, seed_of
-
-EVALUATION_BATCH = 32
-"""Images of a process between two looks at whether to stop."""
 
 SAMPLES, SAMPLES_BATCH = 16, 4
 

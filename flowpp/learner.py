@@ -43,6 +43,8 @@ class Learner:
     The randomness of a step (dequantizer's noise, dropout) comes from generators that are seeded by (seed, step)
     and put back afterwards: a resumed run needs no generator's state, and nobody else's draws change a run.
 
+    What `training` leaves open is the whole share at once, and nothing computed anew.
+
     `learning_rate_factor` is 1, and less after a run was rolled back; a checkpoint keeps it.
     """
 
@@ -82,7 +84,7 @@ class Learner:
         if self._parallel is None:
             self.model.economize(
                 bfloat16=self.training.conditioner_precision == "bfloat16",
-                recompute=self.training.activation_checkpointing,
+                recompute=bool(self.training.activation_checkpointing),
             )
             self._parallel = self.processes.parallel(_BitsPerDim(self.model))
 

@@ -21,8 +21,17 @@ _NORMALIZED_COPIES = 2
 _MIXTURE_TEMPORARIES = 14
 """Of a coupling's mixture, as wide as its components, in its backward pass; its kernel has the gradients alone, 3."""
 
+_TORCH = 2**28
+"""Bytes of a process that has loaded torch and done nothing; of a GPU's memory, none."""
+
 _KEPT_BACK = 2**28
 """Bytes of freed memory that a process keeps for its next pass, as `flowpp.native` has it with kernels."""
+
+EVALUATION_BATCH = 32
+"""Images of a process between two looks at whether to stop an evaluation."""
+
+_INITIAL_COPIES = 2
+"""Of the parameters, when the first images pass: weights and average."""
 
 _BFLOAT16_SHARE = 0.65
 """Of the values of a conditioner's blocks in bytes, where they are bfloat16: layer norms keep float32."""
@@ -33,39 +42,58 @@ _LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training takes in a process: `fixed`, and `per_image` of a forward pass."""
+    """Bytes that training takes in a process: `fixed`, and `per_image` of a forward pass.
+
+    And at `least` what the initialization and evaluations take, whose passes keep nothing for a backward pass.
+    """
 
     fixed: float
     per_image: float
+    least: float = 0
 
     def at(self, images: int) -> float:
         """Bytes with so many images a forward pass."""
-        return self.fixed + self.per_image * images
+        return max(self.least, self.fixed + self.per_image * images)
 
     def most_images(self, available: float) -> int:
         """Images a forward pass that fit into so many bytes; 0 where not even one does."""
-        return max(0, int((available - self.fixed) // self.per_image))
+        return max(0, int((available - self.fixed) // self.per_image)) if self.least <= available else 0
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Of one coupling or network: parameters; values kept for the backward pass, of an image; of those, the blocks'."""
+    """Of one coupling or network: parameters; values kept for the backward pass, of an image; of those, the blocks'.
+
+    `passing` are the values of an image at once in a pass that keeps none.
+    """
 
     parameters: int
     kept: float
     in_blocks: float = 0
     temporary: float = 0
+    passing: float = 0
     coupling: bool = False
 
 
 def micro_batch(training: TrainingConfig) -> int:
     """Images of a forward pass of a process."""
-    share = -(-training.batch_size // training.num_processes)
+    share = _share(training)
     return min(share, training.micro_batch_size or share)
 
 
+def most_images(model: ModelConfig, training: TrainingConfig, available: float, *, cuda: bool = False) -> int:
+    """Images a forward pass that fit into so many bytes, of a share that passes in several; 0 where not one does."""
+    several = training.model_copy(update={"micro_batch_size": 1})
+    return min(_share(training), estimate(model, several, cuda=cuda).most_images(available))
+
+
+def _share(training: TrainingConfig) -> int:
+    """Images of a batch that are one process's."""
+    return -(-training.batch_size // training.num_processes)
+
+
 def estimate(model: ModelConfig, training: TrainingConfig, *, cuda: bool = False) -> Memory:
-    """What one process of a run takes, beside torch itself; on a GPU, whose conditioners have no kernels, more."""
+    """What one process of a run takes, torch itself included; on a GPU, whose conditioners have no kernels, more."""
     fused = training.compile and training.conditioner_precision == "float32" and not cuda
     parts = list(_parts(model, fused))
     parameters = sum(part.parameters for part in parts)
@@ -77,16 +105,31 @@ def estimate(model: ModelConfig, training: TrainingConfig, *, cuda: bool = False
         kept.append(2 * max(recomputed))  # its values, and gradients beside them
     per_image = sum(kept) + max(part.temporary for part in parts)
     copies = _COPIES + (_NORMALIZED_COPIES if model.weight_norm else 0)
-    return Memory(_BYTES * copies * parameters + (_KEPT_BACK if fused else 0), _BYTES * per_image)
+    copies += 1 if micro_batch(training) < _share(training) else 0  # gradients of the passes before
+    torch, kept_back, weights = 0 if cuda else _TORCH, _KEPT_BACK if fused else 0, _BYTES * parameters
+
+    def without_gradients(images: int) -> float:
+        passing = images * _BYTES * max(part.passing for part in parts)
+        return passing + min(kept_back, passing)
+
+    initialization = _INITIAL_COPIES * weights + without_gradients(training.init_batch_size)
+    evaluation = copies * weights + without_gradients(EVALUATION_BATCH)
+    fixed = torch + copies * weights + kept_back
+    return Memory(fixed, _BYTES * per_image, torch + max(initialization, evaluation))
 
 
 def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cuda: bool = False) -> str:
     """What a run takes of `available` bytes and what would fit, in words."""
+    room = allowed(training, available)
+    bound = "that training.memory_gib allows" if room < available else "there are"
     needed, images = estimate(model, training, cuda=cuda), micro_batch(training)
-    said = f"{images:,} images a forward pass take about {_gib(needed.at(images))}, of {_gib(available)} there are"
-    fitting = min(images, needed.most_images(available))
+    said = f"{images:,} images a forward pass take about {gib(needed.at(images))}, of {gib(room)} {bound}"
+    fitting = min(images, most_images(model, training, room, cuda=cuda))
+    if needed.at(images) <= room:
+        plans = "leave training.micro_batch_size open and choose a training.memory_gib below that"
+        return f"{said}, so that it should fit; where other processes take memory, too, {plans}"
     frugal = training.model_copy(update={"activation_checkpointing": True})
-    with_recomputation = min(images, estimate(model, frugal, cuda=cuda).most_images(available))
+    with_recomputation = min(images, most_images(model, frugal, room, cuda=cuda))
     ways = []
     if fitting:
         ways.append(f"training.micro_batch_size {fitting:,} would fit and give the same gradients")
@@ -94,8 +137,17 @@ def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cu
         way = f"training.activation_checkpointing would make room for {with_recomputation:,} images"
         ways.append(way if with_recomputation == images else f"{way} (micro_batch_size)")
     if not ways:
-        return f"{said}; not even one image fits: choose a smaller model"
+        smallest = frugal.model_copy(update={"init_batch_size": 2})
+        if most_images(model, smallest, room, cuda=cuda):
+            ways.append(f"training.init_batch_size {training.init_batch_size:,} is too large: choose a smaller one")
+        else:
+            ways.append("not even one image fits: choose a smaller model")
     return f"{said}; {', and '.join(ways)}"
+
+
+def allowed(training: TrainingConfig, available: float) -> float:
+    """Bytes that a process may take, of so many."""
+    return available if training.memory_gib is None else min(available, training.memory_gib * 2**30)
 
 
 def of_machine() -> int:
@@ -107,7 +159,8 @@ def of_machine() -> int:
     return available
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """A size in words."""
     return f"{size / 2**30:,.{1 if size < 100 * 2**30 else 0}f} GiB"
 
 
@@ -131,7 +184,8 @@ def _parts(model: ModelConfig, fused: bool) -> Iterator[_Part]:
         parameters += context.block_parameters(gate_kernel=3) * declared.context_blocks
         parameters += declared.context_filters * places * (attention != "none")
         kept = places * (2 * channels + context.block_values() * declared.context_blocks)
-        yield _Part(parameters, kept, places * context.block_values() * declared.context_blocks)
+        in_blocks = places * context.block_values() * declared.context_blocks
+        yield _Part(parameters, kept, in_blocks, passing=places * (2 * channels + context.block_values()))
         filters = declared.context_filters
         yield from _flow(model, declared.flow, declared.blocks, declared.attention, filters, fused)
     yield from _flow(model, model.flow, model.blocks, model.attention, 0, fused)
@@ -167,7 +221,8 @@ def _coupling(
     ends = places * (half + model.filters * before_last + half * (widths + (3 if fused else 8)))
     wide = 3 if fused else _MIXTURE_TEMPORARIES
     temporary = wide * half * model.components * places if model.coupling == "mixture" else 0
-    yield _Part(parameters, in_blocks + ends, in_blocks, temporary, coupling=True)
+    passing = (in_blocks / blocks if blocks else 0) + ends + temporary
+    yield _Part(parameters, in_blocks + ends, in_blocks, temporary, passing, coupling=True)
 
 
 @dataclass(frozen=True)

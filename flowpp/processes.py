@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowpp.devices import resolve_device
+from flowpp.devices import free_memory, resolve_device
 
 _PR_SET_PDEATHSIG = 1
 _MAX_PATH_BYTES = 4096
@@ -49,6 +49,13 @@ class Processes:
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item())
+
+    def least_memory(self) -> float:
+        """Bytes that each process may take, the same in each: as many as the one with the least."""
+        least = torch.tensor(free_memory(self.device), dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        return float(least)
 
     def told(self, path: Path | None) -> Path | None:
         """The leader's path, in every process; the others wait for it."""

@@ -19,7 +19,8 @@ from flowpp.evaluation import Looked, draw_samples, evaluate, spread
 from flowpp.learner import Learner, NonFiniteLoss, Sums
 from flowpp.ledger import Ledger
 from flowpp.likelihood import check_shape, to_symbols
-from flowpp.memory import advice
+from flowpp.memory import advice, allowed
+from flowpp.plan import OPEN, DoesNotFit, choose, describe, fits, is_open, taken_over
 from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
 from flowpp.tracing import span
@@ -92,9 +93,10 @@ def _train(
     else:
         checkpoint = processes.told(None)
         run, config, image_set = _prepare(directory, model, training, images, resume_from)
+    config, planned = _planned(config, checkpoint, processes)
     with naming_failures(config, processes.device):
         learner = _learner(config, image_set, processes, checkpoint)
-        note = _origin(run, config, checkpoint) if processes.leader else None
+        note = "; ".join(filter(None, (_origin(run, config, checkpoint), planned))) if processes.leader else None
         try:
             yield from _steps(run, config, image_set, learner, stop, note)
         except NonFiniteLoss as error:
@@ -105,6 +107,37 @@ def _train(
             learner.learning_rate_factor = ROLLBACK_FACTOR
             rolled_back = f"{error}; rolled back to step {learner.step}, with {ROLLBACK_FACTOR} of the learning rate"
             yield from _steps(run, config, image_set, learner, stop, rolled_back)
+
+
+def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -> tuple[RunConfig, str | None]:
+    """The configuration with what it leaves open as the run's checkpoint has it, or chosen where that does not fit.
+
+    And what that is, in words, where it is not the whole share at once. The same in each process.
+    """
+    if not is_open(config.training):
+        return config, None
+    model, cuda = config.model, processes.device.type == "cuda"
+    available = processes.least_memory()
+    together = config.training.model_copy(update={"num_processes": processes.size})
+    earlier = read_manifest(checkpoint).training if checkpoint else None
+    kept = taken_over(together, earlier) if earlier else None
+    try:
+        if kept and fits(model, kept, allowed(together, available), cuda=cuda):
+            chosen = kept
+        else:
+            chosen = choose(model, together, available, cuda=cuda)
+    except DoesNotFit as error:
+        raise TrainingError("out_of_memory", str(error)) from error
+    said = (
+        describe(model, chosen, available, cuda=cuda)
+        if (chosen.micro_batch_size or chosen.activation_checkpointing)
+        else None
+    )
+    if kept and chosen is not kept:
+        was = describe(model, kept, available, cuda=cuda)
+        said = f"does not fit any more, {was}; from here on, {describe(model, chosen, available, cuda=cuda)}"
+    plan = {name: getattr(chosen, name) for name in OPEN}
+    return config.model_copy(update={"training": config.training.model_copy(update=plan)}), said
 
 
 def _learner(config: RunConfig, image_set: ImageSet, processes: Processes, checkpoint: Path | None) -> Learner:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.images import shortened
-from flowpp.memory import advice, estimate, micro_batch
+from flowpp.plan import DoesNotFit, choose
 from flowpp.presets import resolve_model, resolve_training
 from flowpp.run_directory import describe
 from worker import presence
@@ -198,12 +198,15 @@ def _configurations(request: TrainingRequest, dataset: Dataset) -> tuple[ModelCo
 
 def _check_memory(service: Service, model: ModelConfig, training: TrainingConfig) -> None:
     """Raises `Invalid` where the training would not fit into what any present worker has."""
-    offered = [memory.of_process(training.num_processes) for memory in presence.memories(service.redis, "training")]
-    if not offered:
-        return  # who comes may have more
-    needed = estimate(model, training).at(micro_batch(training))
-    if needed > max(offered):
-        raise Invalid("out_of_memory", advice(model, training, max(offered)), "training.micro_batch_size")
+    present = presence.memories(service.redis, "training")
+    refusals = []
+    for memory in sorted(present, key=lambda memory: memory.bytes):
+        try:
+            choose(model, training, memory.of_process(training.num_processes), cuda=not memory.shared)
+        except DoesNotFit as error:
+            refusals.append(str(error))
+    if refusals and len(refusals) == len(present):  # without any, who comes may have more
+        raise Invalid("out_of_memory", refusals[-1], "training.micro_batch_size")
 
 
 def _check_batch(training: TrainingConfig, dataset: Dataset) -> None:

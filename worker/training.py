@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from flowpp.checkpoint import BadCheckpoint, read_manifest, step_of
 from flowpp.data import BadImages
 from flowpp.logs import about, variables
 from flowpp.memory import advice
+from flowpp.plan import DoesNotFit, choose
 from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, TENSORBOARD, Result, RunDirectory
 from flowpp.tracing import PARENT
 from worker import child
@@ -150,7 +152,11 @@ def memory_kills() -> int:
 
 def _killed_for_memory(run: RunDirectory) -> str:
     config = run.config
-    advised = advice(config.model, config.training, own_memory().of_process(config.training.num_processes))
+    available = own_memory().of_process(config.training.num_processes)
+    training = config.training
+    with suppress(DoesNotFit):
+        training = choose(config.model, training, available)
+    advised = advice(config.model, training, available)
     return f"the machine ran out of memory, and its kernel killed the training process: {advised}"
 
 

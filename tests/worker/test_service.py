@@ -89,20 +89,26 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
 ) -> None:
     np.save(tmp_path / "many.npy", np.zeros((600, 8, 8, 3), np.uint8))
     dataset = service.datasets.register(build_image_set(tmp_path / "many.npy", tmp_path / "set"))
-    wide = training(dataset.id, model={"preset": "tiny", "blocks": 8, "filters": 64}, training={"batch_size": 512})
+    stated = {"batch_size": 512, "micro_batch_size": 512, "activation_checkpointing": False}
+    wide = training(dataset.id, model={"preset": "tiny", "blocks": 8, "filters": 64}, training=stated)
+
+    def changed(**fields: Any) -> TrainingRequest:
+        return wide.model_copy(update={"training": TrainingOverrides(**{**stated, **fields})})
+
     submit_training(service, wide)  # while nobody says what there is
-    small, large = (Memory(bytes=size, shared=True) for size in (2**29, 2**40))
+    small, large = (Memory(bytes=size, shared=True) for size in (2**30, 2**40))
     with Presence(service.redis, "training", "small", small):
         wait_for(lambda: presence.memories(service.redis, "training") == [small])
-        with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 0.5 GiB") as caught:
+        with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 1.0 GiB") as caught:
             submit_training(service, wide)
         assert (caught.value.code, caught.value.field) == ("out_of_memory", "training.micro_batch_size")
         most = int(re.findall(r"micro_batch_size (\d+) would fit", str(caught.value))[0])
-        fitting = {"batch_size": 512, "micro_batch_size": most}
-        submit_training(service, wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
-        fitting["micro_batch_size"] += 1
+        submit_training(service, changed(micro_batch_size=most))
         with pytest.raises(Invalid):
-            submit_training(service, wide.model_copy(update={"training": TrainingOverrides(**fitting)}))
+            submit_training(service, changed(micro_batch_size=most + 1))
+        submit_training(service, changed(micro_batch_size=None))  # the run chooses what fits
+        with pytest.raises(Invalid, match=r"of 0.1 GiB that training.memory_gib allows; not even one image fits"):
+            submit_training(service, changed(micro_batch_size=None, activation_checkpointing=None, memory_gib=0.1))
         with Presence(service.redis, "training", "large", large):
             wait_for(lambda: len(presence.memories(service.redis, "training")) == 2)
             submit_training(service, wide)

@@ -15,7 +15,9 @@ import pytest
 from flowpp import FlowPP
 from flowpp.checkpoint import StoredFile, complete_checkpoint
 from flowpp.data import build_image_set
-from flowpp.presets import resolve_model
+from flowpp.memory import estimate
+from flowpp.plan import SURE
+from flowpp.presets import resolve_model, resolve_training
 from flowpp.run_directory import Result, RunDirectory
 from flowpp.weights import write_checkpoint
 from worker import child
@@ -261,6 +263,19 @@ def test_the_events_say_which_attempt_why_the_last_one_ended_and_where_it_goes_o
         "attempt 2 begins; the one before ended: it was ended by SIGKILL",
         "attempt 2 goes on from step 10 of 20; the one before ended: it was ended by SIGKILL",
     ]
+
+
+def test_a_job_says_how_it_was_planned_to_fit_the_memory_that_was_given(service: Service, dataset: Dataset) -> None:
+    model, training = resolve_model("tiny", {}, dataset.shape), resolve_training("tiny", {})
+    needed = estimate(model, training.model_copy(update={"micro_batch_size": 3})).at(3)
+    recipe = {"memory_gib": needed / SURE / 2**30, "steps": 2, "warmup_steps": 0}
+    request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": recipe}
+    submit_training(service, TrainingRequest.model_validate(request))
+    job = claim(service)
+    train(service, job, threading.Event())
+    assert service.jobs.get(job.id).status == "succeeded"
+    said = [event.data["line"] for event in service.events.page(job.id).data if event.type == "log"]
+    assert any("new weights; 3 images a forward pass: 0.5 GiB of 0.6 GiB" in line for line in said), said
 
 
 def test_failures_count_anew_once_an_attempt_stores_a_later_checkpoint_than_it_began_with(
