@@ -33,7 +33,7 @@ from api.routes import (
 )
 from api.webhooks import Sender
 from flowpp import logs, tracing
-from worker.connection import KEEPALIVE
+from worker.connection import options_in_a_loop
 from worker.finished import Finished
 from worker.metrics import ServiceMetrics, serving, together
 from worker.reaper import Reaper
@@ -59,9 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     finished = Finished(service.settings.redis_url)
     sender = Sender(service.webhooks, Addresses(service.settings.webhook_networks))
 
-    connections: ConnectionPool = ConnectionPool.from_url(
-        service.settings.redis_url, decode_responses=True, socket_timeout=30, **KEEPALIVE
-    )
+    connections: ConnectionPool = ConnectionPool.from_url(service.settings.redis_url, **options_in_a_loop())
 
     registry = together(ServiceMetrics(service.redis))
 

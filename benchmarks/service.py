@@ -158,6 +158,7 @@ async def least(side: Side, process: psutil.Process, pngs: list[bytes], model: F
     http = (spent() - began) / (measured.per_second * (seconds + WARM_SECONDS))
     cores = os.cpu_count() or 1
     images = read_images([("image.png", png) for png in pngs])[:BATCH]
+    of_torch = torch.get_num_threads()
     torch.set_num_threads(1)
     last = time.perf_counter() + seconds
 
@@ -170,6 +171,7 @@ async def least(side: Side, process: psutil.Process, pngs: list[bytes], model: F
 
     with ThreadPoolExecutor(cores) as threads:
         done = sum(threads.map(batches, range(cores)))
+    torch.set_num_threads(of_torch)
     return Least(1e3 * http, 1e3 * cores * seconds / (done * len(images)))
 
 

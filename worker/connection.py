@@ -4,6 +4,7 @@ import socket
 from typing import Any
 
 from redis import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, TimeoutError
 from redis.retry import Retry
@@ -35,6 +36,14 @@ def connect(url: str, retries: int = 3) -> Redis:
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), retries),
         retry_on_error=list(UNREACHABLE),
     )
+
+
+def options_in_a_loop() -> dict[str, Any]:
+    """Of a client of redis.asyncio; a command is tried again three times, at most a second apart."""
+    # uvloop says RuntimeError of a connection that was found broken while nobody used it
+    errors: Any = (ConnectionError, TimeoutError, RuntimeError)
+    retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3, supported_errors=errors)
+    return {"decode_responses": True, "socket_timeout": 30, "retry": retry, **KEEPALIVE}
 
 
 def redis_time(redis: Any) -> float:

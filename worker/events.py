@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from worker.connection import KEEPALIVE
+from worker.connection import options_in_a_loop
 from worker.jobs import TERMINAL, Job, StaleAttempt
 from worker.paging import Order, Page
 from worker.refusals import Invalid, NotFound
@@ -19,7 +19,6 @@ EventType = Literal["status", "metrics", "log", "checkpoint", "warning"]
 
 _ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _BLOCK_MILLISECONDS = 5_000
-_SOCKET_SECONDS = 30  # longer than a read blocks
 _PAGE = 1_000
 _CHUNK = 2_000
 """Events among which is looked for those of a type, at a time."""
@@ -114,13 +113,7 @@ class Events:
         self, job_id: str, after: str | None = None, types: Collection[EventType] = ()
     ) -> AsyncIterator[Event]:
         """Events of these types, or all, behind the event `after` as they come, to the job's end. Raises as `page`."""
-        async with AsyncRedis.from_url(
-            self._url,
-            decode_responses=True,
-            protocol=2,
-            socket_timeout=_SOCKET_SECONDS,
-            **KEEPALIVE,
-        ) as redis:
+        async with AsyncRedis.from_url(self._url, protocol=2, **options_in_a_loop()) as redis:
             last = after or "0-0"
             _check_id(last)
             if not await redis.exists(job_key(job_id)):

@@ -10,7 +10,7 @@ from typing import Any
 from redis import RedisError
 from redis.asyncio import Redis
 
-from worker.connection import KEEPALIVE
+from worker.connection import options_in_a_loop
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Finished:
     async def _listen(self) -> None:
         said = False
         while True:
-            redis: Any = Redis.from_url(self._url, decode_responses=True, socket_timeout=30, **KEEPALIVE)
+            redis: Any = Redis.from_url(self._url, **options_in_a_loop())
             try:
                 async with redis, redis.pubsub() as subscription:
                     await subscription.subscribe(CHANNEL)
