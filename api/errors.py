@@ -182,7 +182,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
     ),
     "nested_archive": ErrorCode((422,), "An archive is inside the archive.", "Put the images into one."),
     "too_many_entries": ErrorCode(
-        (422,), "The archive has more entries than are accepted.", "Send a tar instead of a zip, or an array."
+        (422,),
+        "The archive has more entries than are accepted.",
+        "Instead of a zip (80,000) send a tar (250,000), or an array.",
     ),
     "decompression_bomb": ErrorCode(
         (422,), "The archive grows on unpacking as no images do.", "Send the images less compressed."

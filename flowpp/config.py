@@ -192,7 +192,7 @@ class TrainingConfig(Frozen):
         None,
         gt=0,
         le=65_536,
-        description="GiB of its device that a process may take, by an estimate that is right to a tenth; what there is "
+        description="GiB of its device that a process may take, by an estimate right to an eighth; what there is "
         "if not given.",
     )
     conditioner_precision: Literal["float32", "bfloat16"] = Field(

@@ -26,7 +26,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(device: torch.device) -> float:
     """Bytes that a training may take in this process: of a GPU, what is free; of the CPU, `memory_of` it."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_of(device)
+    if device.type != "cuda":
+        return memory_of(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _limits() -> list[float]:

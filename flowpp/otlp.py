@@ -103,6 +103,7 @@ class _Seldom(logging.Filter):
         reason = re.sub(r"\?[^\s)'\"]*", "", record.getMessage())  # an endpoint's query may hold a key
         record.msg, record.args = "traces are not sent, and are dropped meanwhile: %s", (reason,)
         record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = record.exc_text = None  # it would name the endpoint in full
         return True
 
 

@@ -6,8 +6,8 @@ What a recipe states is kept, and what it leaves open is chosen. Needs no torch.
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.memory import advice, allowed, estimate, gib, micro_batch, most_images
 
-SURE = 0.9
-"""Of the memory, for what is chosen: the estimate is up to a tenth below the peak."""
+SURE = 0.88
+"""Of the memory, for what is chosen: the estimate is up to an eighth below the peak (benchmarks/RESULTS.md)."""
 
 OPEN = ("micro_batch_size", "activation_checkpointing")
 """What of a recipe is chosen where it is not given."""

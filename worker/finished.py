@@ -62,7 +62,7 @@ class Finished:
                     await subscription.subscribe(CHANNEL)
                     said = False
                     await self._hear(subscription)
-            except RedisError as error:
+            except (RedisError, RuntimeError) as error:  # uvloop's word for what is closed
                 if not said:
                     log.warning("no word of finished jobs until Redis gives it: %s", error)
                 said = True

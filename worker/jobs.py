@@ -229,7 +229,7 @@ class Jobs:
         if after is not None:
             self.get(after, owner)
         index = f"flowpp:jobs:owner:{owner}" if owner else "flowpp:jobs"
-        parts = lists(self._redis, owner, type, status) if type or status else [index]
+        parts = lists(self._redis, owner, type, status) if type or status else None
 
         def choose(ids: list[str]) -> list[str]:
             return self._scripts.matching(ids, metadata or {})

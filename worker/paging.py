@@ -27,7 +27,7 @@ def read_page(
     index: str,
     load: Callable[[list[str]], list[T]],
     *,
-    parts: Sequence[str] = (),
+    parts: Sequence[str] | None = None,
     choose: Callable[[list[str]], list[str]] | None = None,
     after: str | None = None,
     limit: int = 20,
@@ -54,7 +54,7 @@ def read_page(
     while len(found) <= limit:
         most = limit + 1 if choose is None else chunk
         chunk = min(2 * chunk, _LARGEST_CHUNK)
-        members = merge(keys=parts or [index], args=[order, behind, most])
+        members = merge(keys=[index] if parts is None else parts, args=[order, behind, most])
         if not members:
             break
         ids = [member for member, _ in members]

@@ -8,7 +8,7 @@ import typer
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
 """Of the files in a folder that are images to the service."""
 
-MAX_IMAGES, MAX_BYTES = 10_000, 2**30
+MAX_IMAGES, MAX_BYTES = 4_096, 2**30
 """Of one request; what the service takes is less, unless it was told otherwise."""
 
 

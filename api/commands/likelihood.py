@@ -43,7 +43,7 @@ def likelihood(
 ) -> None:
     """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
     if bool(images) == bool(dataset):
-        raise typer.BadParameter("give image files or --dataset, one of the two")
+        raise typer.BadParameter("give images (files or folders) or --dataset, one of the two")
     files = image_files(images or ())
     if (bits_map or latents) and output is None and not detach:
         raise typer.BadParameter("--bits-map and --latents are files: say where to put them by --output, or --detach")

@@ -16,7 +16,7 @@ _LATER = 503
 def status(as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
     """Tell whether the service can work, what waits, and how far training jobs are. Exits with 1 where it is not ready.
 
-    Jobs of all owners are counted; those that train are listed, with a key its owner's.
+    Jobs are those of the key's owner; with the scope admin, or without authentication, everybody's.
     """
     with Client(url, key=key, max_retries=0) as client:  # who asks how it is wants to know now
         ready, found = client.readiness(), None

@@ -109,7 +109,7 @@ class Page {
     };
     const action = (name) => element("button", { type: "button", id: `job-${name}`, class: name === "cancel" ? "danger" : "", onclick: (event) => this.act(name, event.target) },
       name[0].toUpperCase() + name.slice(1));
-    const model = result?.best_checkpoint ? this.id : null;
+    const model = result?.best_checkpoint || result?.last_checkpoint ? this.id : null;
     return [
       ...Object.keys(can).filter((name) => can[name]).map(action),
       model ? element("a", { class: "button", id: "job-score", href: `#/score?model=${model}` }, "Score images with it") : null,

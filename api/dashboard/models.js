@@ -7,7 +7,7 @@ import { all } from "./service.js";
 /** A field that chooses among the models there are; none where there are none. `chosen` is an id. */
 export async function modelField(id, chosen, signal) {
   const [jobs, checkpoints] = await Promise.all([all("/v1/jobs?type=training", signal), all("/v1/checkpoints", signal)]);
-  const trained = jobs.filter((job) => job.result?.best_checkpoint);
+  const trained = jobs.filter((job) => job.result?.best_checkpoint || job.result?.last_checkpoint);
   const presets = new Map(jobs.map((job) => [job.id, job.request.model.preset]));
   if (!trained.length && !checkpoints.length) return null;
   const option = (value, text) => element("option", { value, selected: value === chosen }, text);

@@ -13,6 +13,6 @@ router = APIRouter(prefix="/status", tags=["health"])
 def status(service: ServiceOf, caller: CallerOf) -> Status:
     """Workers and queues; how many jobs there are, and how far the training jobs are that run.
 
-    Jobs are those of the key's owner; with the scope `admin`, everybody's.
+    Jobs are those of the key's owner; with the scope `admin`, or without authentication, everybody's.
     """
     return Status(**dict(overview(service.redis, caller.sees)))

@@ -57,7 +57,7 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "ds_x", "--steps", "0"], "--steps"),
         (["train", "ds_x", "--metadata", "me"], "--metadata me: write NAME=VALUE"),
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
-        (["likelihood", "job_x"], "give image files or --dataset"),
+        (["likelihood", "job_x"], "give images (files or folders) or --dataset"),
         (["likelihood", "job_x", __file__, "--latents"], "say where to put them by --output"),
         (["likelihood", "job_x", Path(__file__).parent], "holds no images: no file named .apng, .bmp"),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),

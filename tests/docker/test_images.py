@@ -264,12 +264,13 @@ def test_prometheus_scrapes_every_replica(docker: Engine, images: set[str], hous
 def test_grafana_shows_our_dashboard_and_wants_a_password(docker: Engine, images: set[str], tmp_path: Path) -> None:
     if "grafana" not in images:
         pytest.skip("its image cannot be pulled")
-    file = settings(tmp_path / "flowpp-grafana.env")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     file = settings(tmp_path / "flowpp-grafana.env", GRAFANA_PASSWORD="sesame", GRAFANA_PORT=str(port))
     with running(docker, file, "grafana"):
+        assert httpx.get(f"http://127.0.0.1:{port}/api/search").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{port}/api/search", auth=("admin", "admin")).status_code == 401
         search = httpx.get(f"http://127.0.0.1:{port}/api/search", auth=("admin", "sesame")).raise_for_status().json()
     assert [found["title"] for found in search if found["type"] == "dash-db"] == ["flowpp"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def test_what_was_chosen_fits_whatever_there_is() -> None:
                 try:
                     plan = choose(model, recipe(batch_size=500), gib * 2**30, cuda=cuda)
                 except DoesNotFit:
+                    assert gib < 8
                     continue
                 assert fits(model, plan, gib * 2**30, cuda=cuda)
 
@@ -142,8 +144,11 @@ def test_a_run_that_would_take_more_than_a_real_limit_is_planned_to_fit_into_it(
     assert "out of memory on cpu: 800 images a forward pass take about 1.4 GiB, of 1.1 GiB there are" in said
     status, said = within(limit, wide_run(tmp_path / "planned", images_file, batch_size=800))
     assert status == 0, said
-    assert "267 images a forward pass: 0.8 GiB of 1.0 GiB" in said
-    assert recorded(tmp_path / "planned") == (267, False)
+    assert re.search(r"\d+ images a forward pass: 0\.\d GiB of 1\.\d GiB", said), said
+    images, recomputed = recorded(tmp_path / "planned")
+    assert images is not None
+    assert 200 <= images <= 400  # 800 in some passes of about as many
+    assert recomputed is False
 
 
 def recorded(directory: Path) -> tuple[int | None, bool | None]:
