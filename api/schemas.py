@@ -21,14 +21,16 @@ Order = Annotated[Literal["asc", "desc"], Query(description="By creation.")]
 
 
 def _split(written: Any) -> Any:
-    """Values of a query parameter, each of them a list with commas."""
-    return [part for each in written for part in str(each).split(",")] if isinstance(written, list) else written
+    """Values of a query parameter, each of them a list with commas; each once."""
+    if not isinstance(written, list):
+        return written
+    return list(dict.fromkeys(part for each in written for part in str(each).split(",")))
 
 
 EventTypes = Annotated[
     tuple[EventType, ...],
     BeforeValidator(_split),
-    Query(max_length=20, description="Only events of these types: repeated, or with commas between."),
+    Query(description="Only events of these types: repeated, or with commas between."),
 ]
 
 
