@@ -185,7 +185,7 @@ class TrainingConfig(Frozen):
     num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch, each with its own device.")
     activation_checkpointing: bool | None = Field(
         None,
-        description="Each coupling is computed anew in the backward pass: less memory, about a quarter more time. If "
+        description="Each coupling is computed anew in the backward pass: less memory, about a third more time. If "
         "not given, where not even one image fits otherwise.",
     )
     memory_gib: float | None = Field(

@@ -17,6 +17,7 @@ from worker.transitions import Transitions, job_key, load_script
 
 EventType = Literal["status", "metrics", "log", "checkpoint", "warning"]
 
+_METRICS: tuple[EventType, ...] = ("metrics",)
 _ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _BLOCK_MILLISECONDS = 5_000
 _PAGE = 1_000
@@ -100,12 +101,11 @@ class Events:
         rows: list[dict[str, Any]] = []
         after, more = None, True
         while more:
-            found = self.page(job_id, after, _PAGE)
+            found = self.page(job_id, after, _PAGE, types=_METRICS)
             for event in found.data:
-                if event.type == "metrics":
-                    while rows and rows[-1]["step"] >= event.data["step"]:
-                        rows.pop()
-                    rows.append(event.data)
+                while rows and rows[-1]["step"] >= event.data["step"]:
+                    rows.pop()
+                rows.append(event.data)
             after, more = (found.data[-1].id if found.data else after), found.has_more
         return rows
 

@@ -5,14 +5,11 @@ more memory than one index, and the lists say how many jobs there are.
 """
 
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from redis import Redis
 
-from worker.transitions import load_script
-
-JobType = Literal["training", "likelihood", "sampling"]
-JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+from worker.transitions import JobStatus, JobType, load_script
 
 _Counts = dict[JobType, dict[JobStatus, int]]
 

@@ -21,13 +21,13 @@ from redis import Redis
 
 from flowpp.tracing import trace_id
 from worker.connection import redis_time
-from worker.job_lists import JobStatus as JobStatus
-from worker.job_lists import JobType as JobType
 from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
+from worker.transitions import JobStatus as JobStatus
+from worker.transitions import JobType as JobType
 
 Queue = Literal["training", "inference"]
 Outcome = Literal["succeeded", "failed", "stopped", "crashed"]

@@ -54,6 +54,8 @@ class Lease:
             self._wishes.pop(job.id, None)
             self._held[job.id] = job
             self._since[job.id] = time.monotonic()
+            for held in [each for each in list(self._spans) if each[0] == job.id]:  # its loss was not heard of yet
+                self._end_span(*held, None)
             self._spans[job.id, job.attempt] = _span(job)
 
     def let_go(self, job: Job) -> None:
@@ -68,10 +70,7 @@ class Lease:
         began = self._since.pop(job.id, None)
         if began is not None:
             ATTEMPTS.labels(job.type, status or "lost").observe(time.monotonic() - began)
-        span = self._spans.pop((job.id, job.attempt), None)
-        if span is not None:
-            span.note({"flowpp.job.outcome": status or "lost"})
-            span.end(failed=status in (None, "failed"))
+        self._end_span(job.id, job.attempt, status)
 
     def traceparent(self, job: Job) -> str:
         """Of the attempt's span, or of what asked for the job, where the attempt has ended or is not seen in traces."""
@@ -85,8 +84,14 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for span in self._spans.values():  # of attempts that were not told to the end
-            span.end(failed=True)
+        for held in list(self._spans):  # attempts that were not told to the end
+            self._end_span(*held, None)
+
+    def _end_span(self, job_id: str, attempt: int, status: JobStatus | None) -> None:
+        span = self._spans.pop((job_id, attempt), None)
+        if span is not None:
+            span.note({"flowpp.job.outcome": status or "lost"})
+            span.end(failed=status in (None, "failed"))
 
     def _renew(self) -> None:
         looks = max(1, int(self._jobs.lease_seconds / _RENEWALS / _LOOK_SECONDS))

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any, Generic, Literal, TypeVar
+
+from worker.transitions import load_script
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
@@ -48,7 +48,7 @@ def read_page(
         if place is None:
             raise KeyError(after)
         behind = f"({place:.0f}"
-    merge = redis.register_script(_merge())
+    merge = load_script(redis, "merge")
     found: list[T] = []
     chunk = _CHUNK
     while len(found) <= limit:
@@ -65,8 +65,3 @@ def read_page(
             chosen = chosen[wanted:]
         behind = f"({members[-1][1]}"
     return Page(found[:limit], len(found) > limit)
-
-
-@cache
-def _merge() -> str:
-    return (files("worker") / "lua" / "merge.lua").read_text()

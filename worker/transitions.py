@@ -30,7 +30,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal, get_args
 
 from redis import Redis
 
@@ -39,6 +39,9 @@ MAX_EVENTS = 100_000
 
 RESULT_TTL_SECONDS = 7 * 86_400
 """For so long the results of likelihood and sampling jobs are kept."""
+
+JobType = Literal["training", "likelihood", "sampling"]
+JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 
 _WEBHOOK_LIMITS = {
     "MAX_WAITING": 10_000,  # deliveries of a webhook; events beyond are dropped, and counted
@@ -63,10 +66,16 @@ def _record(fields: Sequence[str]) -> dict[str, str]:
     return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
+def _table(names: Sequence[str]) -> str:
+    """As Lua writes it."""
+    return "{" + ", ".join(f"'{name}'" for name in names) + "}"
+
+
 def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SECONDS) -> Any:
     """A script of worker/lua, behind what all of them share."""
     limits = {"MAX_EVENTS": MAX_EVENTS, "RESULT_TTL": result_ttl_seconds, **_WEBHOOK_LIMITS}
-    constants = "".join(f"local {constant} = {value}\n" for constant, value in limits.items())
+    names = {"TYPES": _table(get_args(JobType)), "STATUSES": _table(get_args(JobStatus))}
+    constants = "".join(f"local {constant} = {value}\n" for constant, value in {**limits, **names}.items())
     return redis.register_script(constants + _source("prelude") + _source("webhooks") + _source(name))
 
 

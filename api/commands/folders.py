@@ -5,11 +5,8 @@ from pathlib import Path
 
 import typer
 
-SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
-"""Of the files in a folder that are images to the service."""
-
 MAX_IMAGES, MAX_BYTES = 4_096, 2**30
-"""Of one request; what the service takes is less, unless it was told otherwise."""
+"""Of one request: the images that the service takes, unless it was told otherwise."""
 
 
 def image_files(sources: Sequence[Path]) -> list[Path]:
@@ -32,13 +29,20 @@ def _images(folder: Path) -> list[Path]:
                 f"(flowpp datasets upload {folder}), and score it by --dataset"
             )
     if not found:
-        raise typer.BadParameter(f"{folder} holds no images: no file named {', '.join(sorted(SUFFIXES))}")
+        raise typer.BadParameter(f"{folder} holds no images: no file named {', '.join(sorted(_suffixes()))}")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _suffixes() -> set[str]:
+    from flowpp.images import SUFFIXES  # which loads Pillow and NumPy, and most commands need neither
+
+    return {suffix for suffix, kind in SUFFIXES.items() if kind != "GIF"}
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """Its images, but not what is hidden."""
+    suffixes = _suffixes()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
             yield path

@@ -151,7 +151,7 @@ def metrics(job: JobOf, service: ServiceOf) -> Metrics:
 @router.get("/{job_id}/logs", response_class=PlainTextResponse)
 def logs(job: JobOf, service: ServiceOf) -> Response:
     """A training job's log lines so far, as text."""
-    lines = [event.data["line"] for event in _all_events(service, job.id) if event.type == "log"]
+    lines = [event.data["line"] for event in _all_events(service, job.id, "log")]
     return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
 
@@ -159,9 +159,7 @@ def logs(job: JobOf, service: ServiceOf) -> Response:
 def attempts(job: JobOf, service: ServiceOf) -> ListOf[Attempt]:
     """The attempts at a job, oldest first: which worker had it, when, and how each ended."""
     found: dict[int, Attempt] = {}
-    for event in _all_events(service, job.id):
-        if event.type != "status":
-            continue
+    for event in _all_events(service, job.id, "status"):
         data, number = event.data, event.data.get("attempt", 0)
         if data["status"] == "running":
             found[number] = Attempt(
@@ -180,11 +178,11 @@ def _shown(service: Service, job: Job) -> JobObject:
     return JobObject(**dict(job), queue_position=service.jobs.queue_position(job))
 
 
-def _all_events(service: Service, job_id: str) -> list[Event]:
+def _all_events(service: Service, job_id: str, type: EventType) -> list[Event]:
     found: list[Event] = []
     more = True
     while more:
-        page = service.events.page(job_id, found[-1].id if found else None, 1000)
+        page = service.events.page(job_id, found[-1].id if found else None, 1000, types=(type,))
         found += page.data
         more = page.has_more
     return found

@@ -17,11 +17,11 @@ import typer
 from PIL import Image
 
 from api.client import Client, Job
-from api.commands.folders import SUFFIXES, image_files
+from api.commands.folders import image_files
 from api.stack import Stack
 from flowpp import FlowPP
 from flowpp.data import encode_png
-from flowpp.images import SUFFIXES as NAMED
+from flowpp.images import SUFFIXES
 from tests.api.busy_server import JOB, Reply, busy_server
 from worker.jobs import JobStatus
 from worker.redis_server import free_port
@@ -213,8 +213,11 @@ def test_a_folder_of_too_many_images_is_to_be_uploaded(tmp_path: Path, monkeypat
         image_files([tmp_path])
 
 
-def test_the_images_of_a_folder_are_those_that_the_service_reads() -> None:
-    assert {suffix for suffix, kind in NAMED.items() if kind != "GIF"} == SUFFIXES
+def test_the_images_of_a_folder_are_those_that_the_service_reads(tmp_path: Path) -> None:
+    for suffix in [*SUFFIXES, ".txt"]:
+        (tmp_path / f"image{suffix}").touch()
+    read = {suffix for suffix, kind in SUFFIXES.items() if kind != "GIF"}
+    assert {path.suffix for path in image_files([tmp_path])} == read
 
 
 def test_upload_train_score_sample_and_download(

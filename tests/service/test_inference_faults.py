@@ -24,7 +24,7 @@ from worker.settings import Settings
 from worker.submission import submit_likelihood
 
 LEASE_SECONDS = 2
-REQUESTS, KILLS = 60, 2
+REQUESTS, KILLS = 120, 4
 
 
 class Workers:

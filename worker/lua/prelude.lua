@@ -1,8 +1,6 @@
 -- Before each script. What is written in capitals is set here or by worker/transitions.py.
 
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
-local TYPES = {'training', 'likelihood', 'sampling'}
-local STATUSES = {'queued', 'running', 'pausing', 'paused', 'cancelling', 'succeeded', 'failed', 'cancelled'}
 local HELD = {running = true, pausing = true, cancelling = true}
 
 local function now()
