@@ -11,12 +11,15 @@ from redis import Redis
 
 from worker.transitions import JobStatus, JobType, load_script
 
+_SLICE = 500
+"""Jobs that one script puts into the lists: 10 ms, in which Redis does nothing else."""
+
 _Counts = dict[JobType, dict[JobStatus, int]]
 
 
 def lists(redis: Redis, owner: str | None, type: JobType | None, status: JobStatus | None) -> list[str]:
     """Those that hold what matches; none is any."""
-    _index_older(redis)
+    _list_older(redis)
     client: Any = redis  # its annotations do not know of decode_responses
     owners = [owner] if owner is not None else sorted(client.smembers("flowpp:owners"))
     types = get_args(JobType) if type is None else [type]
@@ -26,15 +29,23 @@ def lists(redis: Redis, owner: str | None, type: JobType | None, status: JobStat
 
 def count(redis: Redis, owner: str | None) -> _Counts:
     """How many jobs there are of each type and status, everybody's or those of `owner`."""
-    _index_older(redis)
+    count_all = load_script(redis, "count")
+    while (counted := count_all(args=[] if owner is None else [owner])) is None:
+        _list_older(redis)
     found: Any = {type: {} for type in get_args(JobType)}
-    for type, status, number in load_script(redis, "count")(args=[] if owner is None else [owner]):
+    for type, status, number in counted:
         found[type][status] = number
     counts: _Counts = found
     return counts
 
 
-def _index_older(redis: Redis) -> None:
-    """Jobs that an older version has written are in the lists from the first time on that these are asked for."""
-    if not redis.exists("flowpp:indexed"):
-        load_script(redis, "index")()
+def _list_older(redis: Redis) -> None:
+    """Jobs that an older version has written are in the lists from the first time on that these are asked for.
+
+    Whoever asks meanwhile does a part of it, and none is told of lists that are not whole.
+    """
+    if redis.get("flowpp:indexed") == "1":
+        return
+    list_next = load_script(redis, "index")
+    while list_next(args=[_SLICE]):
+        pass

@@ -14,6 +14,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -229,7 +230,7 @@ class Jobs:
         if after is not None:
             self.get(after, owner)
         index = f"flowpp:jobs:owner:{owner}" if owner else "flowpp:jobs"
-        parts = lists(self._redis, owner, type, status) if type or status else None
+        parts = partial(lists, self._redis, owner, type, status) if type or status else None
 
         def choose(ids: list[str]) -> list[str]:
             return self._scripts.matching(ids, metadata or {})

@@ -27,7 +27,7 @@ def read_page(
     index: str,
     load: Callable[[list[str]], list[T]],
     *,
-    parts: Sequence[str] | None = None,
+    parts: Callable[[], Sequence[str]] | None = None,
     choose: Callable[[list[str]], list[str]] | None = None,
     after: str | None = None,
     limit: int = 20,
@@ -35,10 +35,10 @@ def read_page(
 ) -> Page[T]:
     """Up to `limit` records from the sorted set `index`, behind the id `after`.
 
-    Where `parts` of it are given, sorted sets that have no id in common, only what is in one of them, and once where it
-    is moved from one to another meanwhile. `choose` says which of some ids match, all where there is none; `load` may
-    leave out what was deleted. Raises `KeyError` where `after` is not in the index, `ValueError` for a limit out of
-    bounds.
+    Where `parts` name lists of jobs by status, only what is in one of them, and once where it is moved from one to
+    another meanwhile; they are asked for again where all jobs are listed anew. `choose` says which of some ids match,
+    all where there is none; `load` may leave out what was deleted. Raises `KeyError` where `after` is not in the index,
+    `ValueError` for a limit out of bounds.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit is {limit}; it must be from 1 to {MAX_LIMIT}")
@@ -49,12 +49,16 @@ def read_page(
             raise KeyError(after)
         behind = f"({place:.0f}"
     merge = load_script(redis, "merge")
+    lists = [index] if parts is None else parts()
     found: list[T] = []
     chunk = _CHUNK
     while len(found) <= limit:
         most = limit + 1 if choose is None else chunk
+        members = merge(keys=lists, args=[order, behind, most, int(parts is not None)])
+        if members is None and parts is not None:
+            lists = parts()
+            continue
         chunk = min(2 * chunk, _LARGEST_CHUNK)
-        members = merge(keys=[index] if parts is None else parts, args=[order, behind, most])
         if not members:
             break
         ids = [member for member, _ in members]

@@ -6,7 +6,9 @@ flowpp:job:<id>:events       stream
 flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
 flowpp:jobs, flowpp:jobs:owner:<owner>, flowpp:jobs:status:<owner>:<type>:<status>  sorted sets of job ids by sequence
 flowpp:owners                set of the owners of jobs, also of jobs that were
-flowpp:indexed               there where jobs are in the lists by status; where it is deleted, all are listed anew
+flowpp:indexed               '1' where all jobs are in the lists by status; while older ones are put there, '(' and the
+                             sequence up to which they are; where it is deleted, all are listed anew
+flowpp:unlisting             set of the owners whose lists by status are deleted before that
 flowpp:unfinished:<owner>    set of the ids of an owner's unfinished jobs
 flowpp:queued:<queue>        sorted set of the ids of waiting jobs by their turn
 flowpp:turn:<queue>          hash: the turn of the job that was claimed last (''), and the next one of each owner

@@ -12,10 +12,12 @@ import pytest
 
 from tests.worker.conftest import Submit
 from worker.jobs import TERMINAL, Job, JobError, JobStatus, NewJob, Progress, StaleAttempt, new_job_id
+from worker.overview import overview
 from worker.reaper import reap
 from worker.record_images import in_record
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
 from worker.service import Service
+from worker.transitions import load_script
 
 WORKER = "a worker"
 ERROR = JobError(code="internal", message="what went wrong")
@@ -357,7 +359,7 @@ def test_a_job_is_listed_by_its_status_through_its_life(service: Service, submit
     is_listed("queued")
     claim(service)
     expire(service)
-    reap(service)
+    assert service.jobs.reap() == [job.id]
     is_listed("queued")
     held = claim(service)
     service.jobs.cancel(job.id)
@@ -445,6 +447,109 @@ def test_jobs_that_an_older_version_has_written_are_listed_by_status(service: Se
     redis.delete("flowpp:indexed")
     assert [job.id for job in service.jobs.page(status="paused").data] == [queued.id]
     assert redis.zcard("flowpp:jobs:status:alice:training:queued") == 0
+
+
+@pytest.fixture
+def written_by_an_older_version(service: Service, submit: Submit) -> list[Job]:
+    """2,100 jobs in the order of their creation, none of them in the lists by status, of four slices and a rest."""
+    first = submit("sampling", owner="alice")
+    redis = service.redis
+    fields = redis.hgetall(f"flowpp:job:{first.id}")
+    with redis.pipeline(transaction=False) as pipeline:
+        for sequence in range(2, 2_101):
+            job_id = f"job_{sequence:024x}"
+            pipeline.hset(f"flowpp:job:{job_id}", mapping=fields | {"sequence": str(sequence)})
+            pipeline.zadd("flowpp:jobs", {job_id: sequence})
+            pipeline.zadd("flowpp:jobs:owner:alice", {job_id: sequence})
+        pipeline.set("flowpp:sequence", 2_100)
+        pipeline.execute()
+    redis.delete("flowpp:owners", "flowpp:indexed", *redis.keys("flowpp:jobs:status:*"))
+    return [service.jobs.get(job_id) for job_id in redis.zrange("flowpp:jobs", 0, -1)]
+
+
+def list_some(service: Service, slices: int = 1) -> None:
+    """As a process does that is killed between two slices; the first slices only delete lists."""
+    for _ in range(slices):
+        assert load_script(service.redis, "index")(args=[500]) == 1
+
+
+def listed(service: Service, **filters: Any) -> list[str]:
+    found: list[str] = []
+    more = True
+    while more:
+        page = service.jobs.page(after=found[-1] if found else None, limit=1_000, order="asc", **filters)
+        found += [job.id for job in page.data]
+        more = page.has_more
+    return found
+
+
+def test_no_script_that_lists_an_older_servers_jobs_takes_more_than_a_slice(
+    service: Service, written_by_an_older_version: list[Job]
+) -> None:
+    redis = service.redis
+    redis.config_resetstat()
+    assert listed(service, type="sampling") == [job.id for job in written_by_an_older_version]
+    stats = redis.info("commandstats")
+    enlisted, scripts = stats["cmdstat_zadd"]["calls"], stats["cmdstat_evalsha"]["calls"]
+    assert enlisted == 2_100
+    assert scripts >= 3 + 6  # pages, and slices with the one that begins
+    assert sum(overview(redis).jobs["sampling"].values()) == 2_100
+
+
+def test_a_listing_of_an_older_servers_jobs_that_was_interrupted_goes_on_where_it_was(
+    service: Service, written_by_an_older_version: list[Job]
+) -> None:
+    list_some(service, 3)
+    assert 0 < service.redis.zcard("flowpp:jobs:status:alice:sampling:queued") < 2_100
+    service.redis.config_resetstat()
+    assert listed(service, status="queued") == [job.id for job in written_by_an_older_version]
+    assert service.redis.info("commandstats")["cmdstat_zadd"]["calls"] <= 2_100 - 500
+
+
+def test_jobs_that_change_while_an_older_servers_are_listed_are_listed_as_they_are(
+    service: Service, submit: Submit, written_by_an_older_version: list[Job]
+) -> None:
+    jobs = [job.id for job in written_by_an_older_version]
+    changed: list[str] = []
+    while service.redis.get("flowpp:indexed") != "1":
+        load_script(service.redis, "index")(args=[500])
+        for place in (len(changed), len(jobs) - 1 - len(changed)):  # one that is listed, at last, and one that is not
+            service.jobs.cancel(jobs[place])
+            changed.append(jobs[place])
+        service.jobs.delete(jobs.pop(1_000))
+        jobs.append(submit("sampling", owner="bob", max_queued=10_000).id)
+    assert len(changed) > 8
+    assert listed(service, status="cancelled") == [each for each in jobs if each in changed]
+    assert listed(service, status="queued") == [each for each in jobs if each not in changed]
+    assert listed(service, type="sampling") == jobs
+    counts = overview(service.redis).jobs["sampling"]
+    assert (counts["cancelled"], counts["queued"]) == (len(changed), len(jobs) - len(changed))
+
+
+def test_lists_are_whole_for_all_who_ask_while_jobs_are_listed_anew(
+    service: Service, written_by_an_older_version: list[Job]
+) -> None:
+    jobs = [job.id for job in written_by_an_older_version]
+    answers: list[bool] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            page = service.jobs.page(status="queued", limit=1_000)
+            answers.append([job.id for job in page.data] == jobs[:-1_001:-1])
+            answers.append(sum(overview(service.redis).jobs["sampling"].values()) == len(jobs))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for _ in range(10):
+        service.redis.delete("flowpp:indexed")
+        time.sleep(0.1)
+    ended.set()
+    for asker in askers:
+        asker.join()
+    assert len(answers) > 6
+    assert all(answers)
 
 
 def test_a_page_by_status_costs_the_same_however_many_jobs_there_are(service: Service, submit: Submit) -> None:

@@ -1,4 +1,5 @@
--- How many jobs there are of each type and status: of one owner or, where none is named, of all.
+-- How many jobs there are of each type and status: of one owner or, where none is named, of all. Nil: not all are listed.
+if not all_listed() then return nil end
 local owners = #ARGV > 0 and ARGV or redis.call('SMEMBERS', 'flowpp:owners')
 local found = {}
 for _, type in ipairs(TYPES) do

@@ -1,13 +1,24 @@
--- Lists by status of a server whose jobs are older than these lists; all of them, once.
-if redis.call('EXISTS', 'flowpp:indexed') == 1 then return 0 end
-for _, owner in ipairs(redis.call('SMEMBERS', 'flowpp:owners')) do
+-- The next slice of putting all jobs into the lists by status: of so many of them. Whether more is to be done.
+-- Where jobs change between two slices, they are listed as they then are.
+if all_listed() then return 0 end
+local most, behind = tonumber(ARGV[1]), redis.call('GET', 'flowpp:indexed')
+if not behind then -- first goes what is listed: a version that moves no jobs may have changed them
+  redis.call('SUNIONSTORE', 'flowpp:unlisting', 'flowpp:unlisting', 'flowpp:owners')
+  redis.call('DEL', 'flowpp:owners')
+  for _, type in ipairs(TYPES) do redis.call('UNLINK', 'flowpp:jobs:type:' .. type) end -- of older versions
+  redis.call('DEL', 'flowpp:counts')
+  redis.call('SET', 'flowpp:indexed', '(-inf')
+  return 1
+end
+local owners = redis.call('SPOP', 'flowpp:unlisting', most)
+for _, owner in ipairs(owners) do
   for _, type in ipairs(TYPES) do
-    for _, status in ipairs(STATUSES) do redis.call('DEL', list_of({owner, type, status})) end
+    for _, status in ipairs(STATUSES) do redis.call('UNLINK', list_of({owner, type, status})) end
   end
 end
-for _, type in ipairs(TYPES) do redis.call('DEL', 'flowpp:jobs:type:' .. type) end -- of older versions
-redis.call('DEL', 'flowpp:counts')
-local jobs = redis.call('ZRANGE', 'flowpp:jobs', 0, -1)
-for _, id in ipairs(jobs) do enlist(id) end
-redis.call('SET', 'flowpp:indexed', '1')
-return #jobs
+if #owners > 0 then return 1 end
+local jobs = redis.call('ZRANGEBYSCORE', 'flowpp:jobs', behind, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+for place = 1, #jobs, 2 do enlist(jobs[place]) end
+local more = #jobs == 2 * most
+redis.call('SET', 'flowpp:indexed', more and '(' .. jobs[#jobs] or '1')
+return more and 1 or 0

@@ -1,5 +1,7 @@
 -- Up to so many members of sorted sets that have none in common, behind a score, in order, each with its score.
-local order, behind, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- Nil where these are lists by status and not all jobs are listed.
+local order, behind, most, by_status = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+if by_status and not all_listed() then return nil end
 local asc = order == 'asc'
 local range = asc and 'ZRANGEBYSCORE' or 'ZREVRANGEBYSCORE'
 local last = asc and '+inf' or '-inf' -- of those that can still be among them

@@ -131,6 +131,9 @@ local function enlist(id)
   redis.call('SADD', 'flowpp:owners', known[1] or '')
 end
 
+-- Not while a server's older jobs are put into the lists (index.lua).
+local function all_listed() return redis.call('GET', 'flowpp:indexed') == '1' end
+
 local function delist(id)
   local known = redis.call('HMGET', key(id), 'owner', 'type', 'status')
   if known[3] then redis.call('ZREM', list_of(known), id) end
