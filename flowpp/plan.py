@@ -64,6 +64,21 @@ def taken_over(training: TrainingConfig, earlier: TrainingConfig) -> TrainingCon
     )
 
 
+def taken_up(
+    model: ModelConfig,
+    training: TrainingConfig,
+    earlier: TrainingConfig | None,
+    available: float,
+    *,
+    cuda: bool = False,
+) -> TrainingConfig:
+    """`choose`, or the plan that the run has had `earlier`, where that still fits. Raises `DoesNotFit`."""
+    kept = taken_over(training, earlier) if earlier else None
+    if kept and fits(model, kept, allowed(training, available), cuda=cuda):
+        return kept
+    return choose(model, training, available, cuda=cuda)
+
+
 def describe(model: ModelConfig, training: TrainingConfig, available: float, *, cuda: bool = False) -> str:
     """A plan in one line."""
     images = micro_batch(training)

@@ -19,8 +19,8 @@ from flowpp.evaluation import Looked, draw_samples, evaluate, spread
 from flowpp.learner import Learner, NonFiniteLoss, Sums
 from flowpp.ledger import Ledger
 from flowpp.likelihood import check_shape, to_symbols
-from flowpp.memory import advice, allowed
-from flowpp.plan import OPEN, DoesNotFit, choose, describe, fits, is_open, taken_over
+from flowpp.memory import advice
+from flowpp.plan import OPEN, DoesNotFit, describe, is_open, taken_over, taken_up
 from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
 from flowpp.tracing import span
@@ -120,12 +120,8 @@ def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -
     available = processes.least_memory()
     together = config.training.model_copy(update={"num_processes": processes.size})
     earlier = read_manifest(checkpoint).training if checkpoint else None
-    kept = taken_over(together, earlier) if earlier else None
     try:
-        if kept and fits(model, kept, allowed(together, available), cuda=cuda):
-            chosen = kept
-        else:
-            chosen = choose(model, together, available, cuda=cuda)
+        chosen = taken_up(model, together, earlier, available, cuda=cuda)
     except DoesNotFit as error:
         raise TrainingError("out_of_memory", str(error)) from error
     said = (
@@ -133,7 +129,8 @@ def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -
         if (chosen.micro_batch_size or chosen.activation_checkpointing)
         else None
     )
-    if kept and chosen is not kept:
+    kept = taken_over(together, earlier) if earlier else chosen
+    if chosen != kept:
         was = describe(model, kept, available, cuda=cuda)
         said = f"does not fit any more, {was}; from here on, {describe(model, chosen, available, cuda=cuda)}"
     plan = {name: getattr(chosen, name) for name in OPEN}

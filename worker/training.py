@@ -17,11 +17,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowpp.checkpoint import BadCheckpoint, read_manifest, step_of
+from flowpp.checkpoint import BadCheckpoint, newest_complete, read_manifest, step_of
 from flowpp.data import BadImages
 from flowpp.logs import about, variables
 from flowpp.memory import advice
-from flowpp.plan import DoesNotFit, choose
+from flowpp.plan import DoesNotFit, taken_up
 from flowpp.run_directory import CONFIG, CURVE, METRICS, RESULT, SAMPLES, TENSORBOARD, Result, RunDirectory
 from flowpp.tracing import PARENT
 from worker import child
@@ -96,7 +96,7 @@ def _run(service: Service, job: Job, lease: Lease, shutdown: threading.Event) ->
     process, out_of_memory = _supervise(service, job, run, reporter, asked, lease.traceparent(job))
     became, failure = outcome(run, process.status, process.asked)
     if failure is not None and out_of_memory:
-        became, failure = "failed", JobError(code="out_of_memory", message=_killed_for_memory(run))
+        became, failure = "failed", JobError(code="out_of_memory", message=killed_for_memory(run))
     artifacts = _patiently(lambda: _store_all(service, job, run, reporter))
     status = service.jobs.end(job, became, error=failure, result=reporter.result(), artifacts=artifacts)
     reporter.delete_earlier_artifacts()
@@ -150,12 +150,14 @@ def memory_kills() -> int:
     return int(found[1]) if found else 0
 
 
-def _killed_for_memory(run: RunDirectory) -> str:
-    config = run.config
+def killed_for_memory(run: RunDirectory) -> str:
+    """What to choose after the kernel has killed a run's process, which had the plan of its newest checkpoint."""
+    config, newest = run.config, newest_complete(run.path)
     available = own_memory().of_process(config.training.num_processes)
     training = config.training
     with suppress(DoesNotFit):
-        training = choose(config.model, training, available)
+        earlier = read_manifest(newest).training if newest else None
+        training = taken_up(config.model, training, earlier, available)
     advised = advice(config.model, training, available)
     return f"the machine ran out of memory, and its kernel killed the training process: {advised}"
 

@@ -15,7 +15,7 @@ import pytest
 from flowpp import FlowPP
 from flowpp.checkpoint import StoredFile, complete_checkpoint
 from flowpp.data import build_image_set
-from flowpp.memory import estimate
+from flowpp.memory import estimate, gib
 from flowpp.plan import SURE
 from flowpp.presets import resolve_model, resolve_training
 from flowpp.run_directory import Result, RunDirectory
@@ -28,7 +28,7 @@ from worker.requests import TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
 from worker.submission import submit_training
-from worker.training import LOG, Reporter, Tail, outcome, train
+from worker.training import LOG, Reporter, Tail, killed_for_memory, outcome, train
 
 
 @pytest.fixture
@@ -276,6 +276,21 @@ def test_a_job_says_how_it_was_planned_to_fit_the_memory_that_was_given(service:
     assert service.jobs.get(job.id).status == "succeeded"
     said = [event.data["line"] for event in service.events.page(job.id).data if event.type == "log"]
     assert any("new weights; 3 images a forward pass: 0.5 GiB of 0.6 GiB" in line for line in said), said
+
+
+def test_who_is_killed_for_memory_is_told_of_the_plan_that_the_run_had(service: Service, dataset: Dataset) -> None:
+    submit_training(service, TrainingRequest.model_validate({"dataset": dataset.id, "model": {"preset": "tiny"}}))
+    run, _ = prepare(service, claim(service))
+    config = run.config
+    assert config.training.micro_batch_size is None
+    assert "memory, and its kernel killed the training process: 8 images a forward pass" in killed_for_memory(run)
+    for step, had in ((1, {"micro_batch_size": 2}), (2, {"micro_batch_size": 3, "activation_checkpointing": True})):
+        planned = config.training.model_copy(update={"activation_checkpointing": False, **had})
+        tensors = {"model.safetensors": FlowPP(config.model).state_dict()}
+        write_checkpoint(run.checkpoint(step), tensors, model=config.model, training=planned, step=step)
+        needed = gib(estimate(config.model, planned).at(had["micro_batch_size"]))
+        said = f"killed the training process: {had['micro_batch_size']} images a forward pass take about {needed}"
+        assert said in killed_for_memory(run)
 
 
 def test_failures_count_anew_once_an_attempt_stores_a_later_checkpoint_than_it_began_with(
