@@ -13,7 +13,8 @@ from flowpp.config import Attention, ModelConfig, TrainingConfig, flow_shape, st
 
 _BYTES = 4
 _COPIES = 6
-"""Of the parameters: weights, gradients, Adam's two moments, the average, and what a step of the optimizer needs."""
+"""Of the parameters: weights, gradients, which processes send from where they lie, Adam's two moments, the average,
+and what a step of the optimizer needs."""
 
 _NORMALIZED_COPIES = 2
 """More of them under weight normalization, for the backward pass."""

@@ -73,7 +73,8 @@ class Processes:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        # gradients lie in the buffers that are sent, else there would be one more copy of the parameters
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def leave(self) -> None:
         """Ends one process of several, with status 0, once all have come here; alone, nothing happens.

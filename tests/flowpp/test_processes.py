@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -118,6 +119,35 @@ def test_micro_batches_add_up_in_several_processes_of_unequal_shares(
 ) -> None:
     run(*command(tmp_path / "run", *new_run(image_set, micro_batch_size=2), processes=3))
     assert_alike(tmp_path / "run", alone, 1e-9)
+
+
+_GRADIENTS = """
+import torch
+from flowpp.learner import Learner
+from flowpp.presets import resolve_model, resolve_training
+from flowpp.processes import joined
+
+with joined("cpu") as processes:
+    training = resolve_training("tiny", {"num_processes": 2, "micro_batch_size": MICRO_BATCH})
+    learner = Learner(resolve_model("tiny", {}, (3, 8, 8)), training, processes)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    learner.initialize(images)
+    for _ in range(2):
+        learner.take_step(images)
+    gradients = [parameter.grad for parameter in learner.model.parameters() if parameter.requires_grad]
+    own = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+    print(f"{len(gradients)} gradients in {len(own)} buffers", flush=True)
+    processes.leave()
+"""
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_gradients_of_several_processes_are_no_copies_of_what_is_sent(micro_batch: int) -> None:
+    code = _GRADIENTS.replace("MICRO_BATCH", str(micro_batch))
+    launcher = [*LAUNCHER, "--standalone", "--nproc-per-node=2", "--no-python", sys.executable, "-c", code]
+    done = subprocess.run(launcher, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.findall(r"\d+ gradients in (\d+) buffers", done.stdout) == ["1", "1"], done.stdout
 
 
 def test_flips_decay_and_recomputed_couplings_are_the_same_in_two_processes(
