@@ -14,12 +14,13 @@ _of_thread = threading.local()
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within it, what passes in this thread drop comes of `seed`; otherwise of torch's generator."""
+    """Within it, what passes in this thread drop comes of `seed`; otherwise of torch's generator. May be nested."""
+    before = getattr(_of_thread, "seed", None)
     _of_thread.seed = seed
     try:
         yield
     finally:
-        _of_thread.seed = None
+        _of_thread.seed = before
 
 
 class Dropout(nn.Module):
@@ -44,7 +45,7 @@ class Dropout(nn.Module):
         return self.p, (seed + (self.layer + 1) * _GOLDEN) % 2**62
 
     def forward(self, x: Tensor) -> Tensor:
-        if getattr(_of_thread, "seed", None) is None or not self.training:
+        if getattr(_of_thread, "seed", None) is None or not self.training or not self.p:
             return dropout(x, self.p, self.training)
         p, seed = self.draw()
         kept = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator(x.device).manual_seed(seed)) >= p

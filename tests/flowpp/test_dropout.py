@@ -255,6 +255,21 @@ def test_the_gradient_under_dropout_is_that_of_the_value(fuse: bool) -> None:
     torch.testing.assert_close(along, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)
 
 
+def test_a_seed_within_another_ends_with_its_own_block() -> None:
+    dropout = Dropout(0.5).train()
+    with seeded(1):
+        drawn = dropout.draw()
+        with seeded(2):
+            assert dropout.draw() != drawn
+        assert dropout.draw() == drawn
+
+
+def test_at_p_zero_a_pass_under_a_seed_keeps_its_input_as_it_is() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with seeded(1):
+        assert Dropout(0.0).train()(x).grad_fn is None  # nothing is drawn, nor kept for a backward pass
+
+
 def test_a_seed_ends_with_its_block_and_after_an_exception() -> None:
     dropout = Dropout(0.5).train()
     drawn = []
