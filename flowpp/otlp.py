@@ -82,6 +82,7 @@ class Sender:
         ending.start()
         ending.join(FLUSH_SECONDS)
         if ending.is_alive():
+            logging.getLogger(_TALKATIVE[0]).warning("the process ends before they are")
             self._exporter.shutdown()  # which ends its waiting for another try
 
 
@@ -90,17 +91,27 @@ def _context(traceparent: str) -> trace.SpanContext:
 
 
 class _Seldom(logging.Filter):
-    """Lets a line in ten minutes pass: without a collector there would be some for each batch."""
+    """Lets a line in ten minutes pass: without a collector there would be some for each batch.
+
+    Of what is tried again none does: that is said with what is dropped, if it is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._again_at = 0.0
+        self._tried = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if record.levelno < logging.ERROR and "retrying" in said:
+            self._tried = f" ({said})"
+            return False
         if time.monotonic() < self._again_at:
             return False
         self._again_at = time.monotonic() + _WARNING_SECONDS
-        reason = re.sub(r"\?[^\s)'\"]*", "", record.getMessage())  # an endpoint's query may hold a key
+        if "retries" in said:  # which alone does not say why
+            said, self._tried = said + self._tried, ""
+        reason = re.sub(r"\?[^\s)'\"]*", "", said)  # an endpoint's query may hold a key
         record.msg, record.args = "traces are not sent, and are dropped meanwhile: %s", (reason,)
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.exc_info = record.exc_text = None  # it would name the endpoint in full

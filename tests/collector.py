@@ -36,12 +36,13 @@ class Told:
 
 @dataclass
 class Collector:
-    """`received` is all that it was sent, as it was sent; `leave` has it gone."""
+    """`received` is all that it was sent, as it was sent; `leave` has it gone. Its first `refusals` answers are 503."""
 
     url: str
     leave: Callable[[], None]
     spans: list[Told] = field(default_factory=list)
     received: list[bytes] = field(default_factory=list)
+    refusals: int = 0
 
     def named(self, name: str) -> list[Told]:
         return [span for span in self.spans if span.name == name]
@@ -92,8 +93,13 @@ def collecting(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            collector.take(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if collector.refusals:
+                collector.refusals -= 1
+                self.send_response(503)
+            else:
+                collector.take(sent)
+                self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:

@@ -142,6 +142,25 @@ def test_without_a_collector_a_process_ends_two_seconds_later_and_warns_once(sil
     assert "s3cret" not in ended.stderr
 
 
+SPAN_IN_SECONDS = "import time, flowpp.tracing as tracing\nwith tracing.sending('x'):\n"
+SPAN_IN_SECONDS += "    with tracing.span('y'): pass\n    time.sleep(SECONDS)\n"
+
+
+def test_of_what_is_sent_at_the_second_try_nothing_is_said(collector: Collector) -> None:
+    collector.refusals = 1
+    code = SPAN_IN_SECONDS.replace("SECONDS", "4")
+    assert run(code, **{ENDPOINT: collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}).stderr == ""
+    assert collector.one("y")
+
+
+def test_of_what_is_dropped_after_several_tries_is_said_why(collector: Collector) -> None:
+    collector.refusals = 100
+    environment = {ENDPOINT: collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "3"}
+    [said] = run(SPAN_IN_SECONDS.replace("SECONDS", "5"), **environment).stderr.splitlines()
+    assert "traces are not sent, and are dropped meanwhile: Failed to export" in said
+    assert "Service Unavailable" in said
+
+
 def test_headers_that_cannot_be_read_are_not_told() -> None:
     ended = run(
         "import flowpp.tracing as tracing\nwith tracing.sending('x'): pass", **ON, OTEL_EXPORTER_OTLP_HEADERS="s3cret"
