@@ -9,12 +9,19 @@ MAX_IMAGES, MAX_BYTES = 4_096, 2**30
 """Of one request: the images that the service takes, unless it was told otherwise."""
 
 
-def image_files(sources: Sequence[Path]) -> list[Path]:
-    """Files as they are, and instead of each folder the images in it, however deep, sorted by their paths.
+def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Files, and instead of each folder the images in it, however deep, sorted: names and paths.
 
-    Raises `typer.BadParameter` where a folder holds none, or too many.
+    The name of one in a folder is its path below that. Raises `typer.BadParameter` where a folder holds none, or too
+    many.
     """
-    return [path for source in sources for path in (_images(source) if source.is_dir() else [source])]
+    found: list[tuple[str, Path]] = []
+    for source in sources:
+        if source.is_dir():
+            found += [(path.relative_to(source).as_posix(), path) for path in _images(source)]
+        else:
+            found.append((source.name, source))
+    return found
 
 
 def _images(folder: Path) -> list[Path]:

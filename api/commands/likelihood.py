@@ -54,7 +54,7 @@ def likelihood(
         job = client.likelihood_jobs.create(
             model=model,
             dataset=dataset,
-            images=files,
+            images=[path for _, path in files],
             importance_samples=importance_samples,
             bits_map=bits_map,
             latents=latents,
@@ -65,6 +65,10 @@ def likelihood(
             job = finished(client, job)
             if images and job.result is not None and "images" not in job.result:
                 job = job.model_copy(update={"result": job.result | {"images": _rows(client, job)}})
+            if images and job.result is not None:  # the service knows files without their folders
+                rows = zip(job.result["images"], files, strict=True)
+                named = [row | {"name": name} for row, (name, _) in rows]
+                job = job.model_copy(update={"result": job.result | {"images": named}})
         if as_json:
             print_json(job)
         elif detach:

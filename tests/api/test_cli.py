@@ -190,14 +190,18 @@ def test_likelihood_downloads_the_files_that_it_is_asked_for(
 def test_likelihood_takes_folders_for_the_images_in_them(
     stack: Stack, trained: Job, images: np.ndarray, tmp_path: Path
 ) -> None:
-    names = ["b.png", "deep/er/c.PNG", "a.png", "notes.txt", ".hidden.png", ".thumbnails/a.png"]
+    names = ["b.png", "deep/er/c.PNG", "a.png", "deep/a.png", "notes.txt", ".hidden.png", ".thumbnails/a.png"]
     for name in names:
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(images[0]))
     (tmp_path / "one.png").write_bytes(encode_png(images[1]))
     scored = printed("likelihood", trained.id, tmp_path / "one.png", tmp_path / "folder", "--url", stack.url)["result"]
-    assert [image["name"] for image in scored["images"]] == ["one.png", "a.png", "b.png", "c.PNG"]
+    assert [image["name"] for image in scored["images"]] == ["one.png", "a.png", "b.png", "deep/a.png", "deep/er/c.PNG"]
+    many = ["likelihood", trained.id, tmp_path / "one.png", *[tmp_path / "folder"] * 8]  # so that they are in a file
+    scored = printed(*many, "--url", stack.url)["result"]
+    below = ["a.png", "b.png", "deep/a.png", "deep/er/c.PNG"]
+    assert [image["name"] for image in scored["images"]] == ["one.png", *below * 8]
 
 
 def test_a_folder_of_too_many_images_is_to_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +221,7 @@ def test_the_images_of_a_folder_are_those_that_the_service_reads(tmp_path: Path)
     for suffix in [*SUFFIXES, ".txt"]:
         (tmp_path / f"image{suffix}").touch()
     read = {suffix for suffix, kind in SUFFIXES.items() if kind != "GIF"}
-    assert {path.suffix for path in image_files([tmp_path])} == read
+    assert {path.suffix for _, path in image_files([tmp_path])} == read
 
 
 def test_upload_train_score_sample_and_download(
