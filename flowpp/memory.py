@@ -22,6 +22,12 @@ _NORMALIZED_COPIES = 2
 _MIXTURE_TEMPORARIES = 14
 """Of a coupling's mixture, as wide as its components, in its backward pass; its kernel has the gradients alone, 3."""
 
+KERNEL_HEADS = frozenset({4, 8, 16, 24, 26, 32})
+"""Features of a head that attention has a kernel for: `flowpp.cpu_kernels.HEAD_SIZES`, which needs torch."""
+
+_DROPPED = 1.25
+"""What dropout behind attention without a kernel keeps: values, and a byte each of what was dropped."""
+
 _TORCH = 2**28
 """Bytes of a process that has loaded torch and done nothing; of a GPU's memory, none."""
 
@@ -263,6 +269,11 @@ class _Network:
     def _fused_values(self) -> float:
         """Input, what lies between the convolutions and two gates of a gated convolution; of attention, likewise."""
         gated = 4
-        attended = {"softmax": 8, "maximum": 8 + (1 if self.model.dropout else 0), "none": 0}[self.attention]
+        dropped = _DROPPED if self.model.dropout and not self._has_kernel else 0
+        attended = 0 if self.attention == "none" else 8 + dropped
         sums = self.model.heads if self.attention == "softmax" else 0
         return self.filters * (gated + attended) + sums
+
+    @property
+    def _has_kernel(self) -> bool:
+        return self.attention == "softmax" and self.filters // self.model.heads in KERNEL_HEADS

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
+from flowpp.cpu_kernels import HEAD_SIZES
 from flowpp.data import ImageSet
+from flowpp.dropout import seeded
 from flowpp.durable import replace_file
-from flowpp.memory import estimate, micro_batch
+from flowpp.memory import KERNEL_HEADS, estimate, micro_batch
+from flowpp.model import FlowPP
 from flowpp.plan import SURE, DoesNotFit, choose, fits
 from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.run_directory import CONFIG, RunDirectory, TrainingError
@@ -109,6 +114,30 @@ def test_what_was_chosen_fits_whatever_there_is() -> None:
                     assert gib < 8
                     continue
                 assert fits(model, plan, gib * 2**30, cuda=cuda)
+
+
+@pytest.mark.parametrize("heads", [3, 4], ids=["with a kernel", "without"])
+def test_the_estimate_counts_what_attention_keeps_under_dropout(heads: int) -> None:
+    model = resolve_model("small", {"filters": 48, "heads": heads, "dropout": 0.2}, (3, 32, 32))
+    flow = FlowPP(model).train()
+    flow.fuse(True)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in flow.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), seeded(1):
+        flow.log_prob(images, noise=flow.draw_noise(16))
+    size = sum(x.untyped_storage().nbytes() for x in kept.values()) / 16
+    assert estimate(model, resolve_training("small", {})).per_image / size == pytest.approx(1, abs=0.03)
+
+
+def test_the_estimate_knows_which_heads_have_a_kernel() -> None:
+    assert KERNEL_HEADS == HEAD_SIZES
 
 
 WIDE = {"filters": 96, "heads": 4, "blocks": 4, "components": 8}
