@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,16 +80,17 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 def build(dtype: torch.dtype) -> Path:
     """The library for a dtype, which is built where the cache has none. Raises `NotBuilt`."""
     compiler = _compiler()
+    version = _run([*compiler, "--version"])
     sources = sorted(SOURCES.iterdir())
-    named = [compiler, _version(compiler), _processor(), REALS[dtype], *_FLAGS, *(path.read_text() for path in sources)]
+    named = [*compiler, version, _processor(), REALS[dtype], *_FLAGS, *(path.read_text() for path in sources)]
     key = hashlib.sha256("\0".join(named).encode()).hexdigest()[:16]
     path = _cache() / f"kernels-{key}-{REALS[dtype]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as temporary:
             objects, library = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
             real = f"-DFLOWPP_REAL={REALS[dtype]}"
-            _run([compiler, *_FLAGS, real, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects)])
-            _run([compiler, "-shared", str(objects), "-o", str(library)])  # OpenMP's runtime is PyTorch's own
+            _run([*compiler, *_FLAGS, real, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects)])
+            _run([*compiler, "-shared", str(objects), "-o", str(library)])  # OpenMP's runtime is PyTorch's own
             os.replace(library, path)
     return path
 
@@ -103,15 +105,16 @@ def integers(numbers: Sequence[int]) -> ctypes.Array:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
+def _compiler() -> list[str]:
+    """With arguments, if $CXX has any, as `ccache g++` has."""
+    for command in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise NotBuilt(f"CXX is {command!r}, which is no command: {error}") from error
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
     raise NotBuilt("there is no C++ compiler (c++, g++, clang++ or $CXX); install g++")
-
-
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
 
 
 def _run(command: list[str]) -> str:

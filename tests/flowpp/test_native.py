@@ -107,6 +107,23 @@ def test_without_a_compiler_a_model_computes_by_pytorch_and_says_once_what_to_in
 
 
 @needs_compiler
+def test_a_compiler_may_be_named_with_arguments(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compiler(tmp_path / "cache-c++", f'echo "$*" >> {tmp_path / "log"}', 'exec "$@" -O0')
+    monkeypatch.setenv("CXX", f"'{first}' c++ -DASKED")
+    assert native.build(torch.float32).parent == own_cache
+    assert compilations(tmp_path / "log") == 1
+    assert all(line.startswith("c++ -DASKED ") for line in (tmp_path / "log").read_text().splitlines())
+
+
+def test_a_compiler_that_is_no_command_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ 'half")
+    with pytest.raises(NotBuilt, match="which is no command: No closing quotation"):
+        native.build(torch.float32)
+
+
+@needs_compiler
 def test_a_compiler_that_fails_is_quoted_and_models_do_without(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
