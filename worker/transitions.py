@@ -5,7 +5,7 @@ flowpp:job:<id>              hash: the record
 flowpp:job:<id>:events       stream
 flowpp:job:<id>:checkpoints  set of the ids of its checkpoints
 flowpp:jobs, flowpp:jobs:owner:<owner>, flowpp:jobs:status:<owner>:<type>:<status>  sorted sets of job ids by sequence
-flowpp:owners                set of the owners of jobs, also of jobs that were
+flowpp:owners                set of the owners of jobs
 flowpp:indexed               '1' where all jobs are in the lists by status; while older ones are put there, '(' and the
                              sequence up to which they are; where it is deleted, all are listed anew
 flowpp:unlisting             set of the owners whose lists by status are deleted before that

@@ -449,6 +449,17 @@ def test_jobs_that_an_older_version_has_written_are_listed_by_status(service: Se
     assert redis.zcard("flowpp:jobs:status:alice:training:queued") == 0
 
 
+def test_owners_are_those_that_have_jobs(service: Service, submit: Submit) -> None:
+    first, second, other = submit(owner="alice"), submit("sampling", owner="alice"), submit(owner="bob")
+    service.jobs.delete(first.id)
+    assert service.redis.smembers("flowpp:owners") == {"alice", "bob"}
+    service.jobs.delete(second.id)
+    assert service.redis.smembers("flowpp:owners") == {"bob"}
+    again = submit(owner="alice")
+    assert service.redis.smembers("flowpp:owners") == {"alice", "bob"}
+    assert [job.id for job in service.jobs.page(status="queued").data] == [again.id, other.id]
+
+
 @pytest.fixture
 def written_by_an_older_version(service: Service, submit: Submit) -> list[Job]:
     """2,100 jobs in the order of their creation, none of them in the lists by status, of four slices and a rest."""

@@ -20,6 +20,9 @@ redis.call('ZREM', 'flowpp:expiring', id)
 redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
 delist(id)
+if redis.call('EXISTS', 'flowpp:jobs:owner:' .. get(id, 'owner')) == 0 then
+  redis.call('SREM', 'flowpp:owners', get(id, 'owner'))
+end
 changed(id) -- the recorder deletes what is stored of a job that is not there
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'
