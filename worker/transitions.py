@@ -179,9 +179,12 @@ class Transitions:
         """'deleted', 'missing' or 'in_use'."""
         return self._unregister(args=[kind, record_id, job_id])
 
-    def recorded(self, job_id: str, changed: str) -> str:
-        """Says that a job's record of `changed` is stored; which is to be deleted now: '' none, 'missing' all."""
-        return self._recorded(args=[job_id, changed])
+    def recorded(self, stored: Sequence[tuple[str, str]]) -> list[str]:
+        """Says of jobs that their records of `changed` are stored; which to delete now: '' none, 'missing' all."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id, changed in stored:
+                self._recorded(args=[job_id, changed], client=pipeline)
+            return pipeline.execute()
 
     def restore(self, job_id: str, fields: Mapping[str, str], lost: str) -> str:
         """The status of a job whose events are there; the event of one that was held says `lost`."""
