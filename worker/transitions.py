@@ -98,7 +98,9 @@ def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SE
     limits = {"MAX_EVENTS": MAX_EVENTS, "RESULT_TTL": result_ttl_seconds, **_WEBHOOK_LIMITS}
     names = {"TYPES": _table(get_args(JobType)), "STATUSES": _table(get_args(JobStatus))}
     constants = "".join(f"local {constant} = {value}\n" for constant, value in {**limits, **names}.items())
-    return redis.register_script(constants + _source("prelude") + _source("webhooks") + _source(name))
+    shared = constants + _source("prelude") + _source("webhooks")
+    ended = "local answer = main()\nwrite()\nreturn answer\n"
+    return redis.register_script(f"{shared}local function main()\n{_source(name)}end\n{ended}")
 
 
 class Transitions:

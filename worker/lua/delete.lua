@@ -21,5 +21,6 @@ redis.call('ZREM', 'flowpp:jobs', id)
 redis.call('ZREM', 'flowpp:jobs:owner:' .. get(id, 'owner'), id)
 delist(id)
 changed(id) -- the recorder deletes what is stored of a job that is not there
+unwritten[id] = nil
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'

@@ -8,6 +8,12 @@ end
 for _, type in ipairs(TYPES) do redis.call('DEL', 'flowpp:jobs:type:' .. type) end -- of older versions
 redis.call('DEL', 'flowpp:counts')
 local jobs = redis.call('ZRANGE', 'flowpp:jobs', 0, -1)
-for _, id in ipairs(jobs) do enlist(id) end
+for _, id in ipairs(jobs) do
+  local known = redis.call('HMGET', key(id), 'owner', 'type', 'status', 'sequence')
+  if known[3] then
+    redis.call('ZADD', list_of(known), known[4], id)
+    redis.call('SADD', 'flowpp:owners', known[1] or '')
+  end
+end
 redis.call('SET', 'flowpp:indexed', '1')
 return #jobs

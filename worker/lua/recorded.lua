@@ -3,8 +3,9 @@ local id, at = ARGV[1], ARGV[2]
 if tonumber(redis.call('ZSCORE', 'flowpp:changed', id) or -1) == tonumber(at) then
   redis.call('ZREM', 'flowpp:changed', id)
 end
-if get(id, 'status') == '' then return 'missing' end
-local before = get(id, 'recorded')
+local known = redis.call('HMGET', key(id), 'status', 'recorded')
+if not known[1] then return 'missing' end
+local before = known[2] or ''
 if before == at then return '' end
 if before ~= '' and tonumber(before) > tonumber(at) then return at end
 set(id, 'recorded', at)
