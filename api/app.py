@@ -1,5 +1,6 @@
 """The HTTP application. `uvicorn api.app:create_app --factory` runs it; it never imports torch."""
 
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -10,6 +11,7 @@ from redis.asyncio import ConnectionPool
 
 from api import openapi, problems, redaction
 from api.addresses import Addresses
+from api.answers import Looks
 from api.auth import BEARER, Identification
 from api.bodies import check_media_type
 from api.intake import Intake
@@ -68,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         port = service.settings.metrics_port
         traced = tracing.sending("flowpp-api")
         with traced, service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
+            gc.freeze()  # what was imported stays, and collections need not look at it
             async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
@@ -84,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.finished = finished
+    app.state.looks = Looks(service.jobs)
     app.state.metrics = registry
     problems.install(app)
     redaction.install()

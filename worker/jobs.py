@@ -25,8 +25,7 @@ from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
-from worker.round_trips import Together
-from worker.transitions import RESULT_TTL_SECONDS, Submission, Submitted, Transitions, job_key
+from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
 from worker.transitions import JobStatus as JobStatus
 from worker.transitions import JobType as JobType
 
@@ -162,8 +161,6 @@ class Jobs:
     ) -> None:
         self._redis: Any = redis  # its annotations do not know of decode_responses
         self._scripts = Transitions(redis, result_ttl_seconds)
-        self._submitted: Together[Submission, Submitted] = Together(self._scripts.submit)
-        self._seen: Together[str, Job | None] = Together(self._look)
         self.lease_seconds = lease_seconds
         self.max_attempts = max_attempts
 
@@ -196,7 +193,7 @@ class Jobs:
             fields["progress"] = Progress.at(0, new.total_steps).model_dump_json()
         if new.cancel_after is not None:
             fields["cancel_after"] = str(new.cancel_after)
-        answer = self._submitted((new.id, max_queued, max_jobs, claim, fields))
+        answer = self._scripts.submit(new.id, max_queued, max_jobs, claim, fields)
         if answer == "full":
             raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
         if answer == "quota":
@@ -209,10 +206,18 @@ class Jobs:
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
-        job = self._seen(job_id)
+        [job] = self.find([job_id])
         if job is None or owner not in (None, job.owner):
             raise _not_found(job_id)
         return job
+
+    def find(self, ids: Sequence[str]) -> list[Job | None]:
+        """The jobs of these ids, in one round trip; none for what there is not."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(job_key(job_id))
+        records = zip(ids, pipeline.execute(), strict=True)
+        return [_parse(job_id, fields) if fields else None for job_id, fields in records]
 
     def page(
         self,
@@ -387,14 +392,7 @@ class Jobs:
         return status
 
     def _load(self, ids: Sequence[str]) -> list[Job]:
-        return [job for job in self._look(ids) if job is not None]
-
-    def _look(self, ids: Sequence[str]) -> list[Job | None]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hgetall(job_key(job_id))
-        records = zip(ids, pipeline.execute(), strict=True)
-        return [_parse(job_id, fields) if fields else None for job_id, fields in records]
+        return [job for job in self.find(ids) if job is not None]
 
 
 _JSON = ("request", "plan", "metadata", "progress", "result", "error")

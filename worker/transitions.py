@@ -30,7 +30,8 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, TypeAlias, get_args
+from itertools import chain
+from typing import Any, Literal, get_args
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -53,11 +54,6 @@ _WEBHOOK_LIMITS = {
 }
 
 
-Submitted: TypeAlias = str | tuple[bool, dict[str, str]]
-Submission: TypeAlias = tuple[str, int, int, str, Mapping[str, str]]
-"""A job's id, how many may wait, how many its owner may have, the claim of an idempotency key, the record's fields."""
-
-
 def job_key(job_id: str) -> str:
     return f"flowpp:job:{job_id}"
 
@@ -70,22 +66,6 @@ def _source(name: str) -> str:
 def _record(fields: Sequence[str]) -> dict[str, str]:
     """A hash as a script gives it: names and values in turns."""
     return dict(zip(fields[::2], fields[1::2], strict=True))
-
-
-def _alone(script: Any, arguments: Sequence[Any]) -> Any:
-    """A call that is tried again, and loads the script where the server does not know it; or what went wrong."""
-    try:
-        return script(args=arguments)
-    except Exception as error:
-        return error
-
-
-def _answered(answers: list[Any]) -> list[Any]:
-    """Raises what went wrong first."""
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
 
 
 def _table(names: Sequence[str]) -> str:
@@ -133,29 +113,15 @@ class Transitions:
             "delete": script("delete"),
         }
 
-    def submit(self, jobs: Sequence[Submission]) -> list[Submitted | Exception]:
-        """Of each job: whether each worker looks without a bell, and its record; it is queued now.
+    def submit(
+        self, job_id: str, max_queued: int, max_jobs: int, claim: str, fields: Mapping[str, str]
+    ) -> str | tuple[bool, dict[str, str]]:
+        """Whether each worker looks without a bell, and the record of the job, which is queued now.
 
-        Else why it is not: 'full', 'quota', the id of what it uses and does not exist, or what has gone wrong.
+        Else why it is not: 'full', 'quota', or the id of what it uses and does not exist.
         """
-        asked = [(*limits, json.dumps(fields)) for *limits, fields in jobs]
-        return [
-            answer if isinstance(answer, str | Exception) else (bool(answer[0]), _record(answer[1]))
-            for answer in self._each(self._submit, asked)
-        ]
-
-    def _each(self, script: Any, asked: Sequence[Sequence[Any]]) -> list[Any]:
-        """What a script answers to each of these arguments, in one round trip, or what went wrong."""
-        if len(asked) == 1:
-            return [_alone(script, asked[0])]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for arguments in asked:
-                pipeline.evalsha(script.sha, 0, *arguments)
-            answers = pipeline.execute(raise_on_error=False)
-        return [
-            _alone(script, arguments) if isinstance(answer, ResponseError) else answer
-            for arguments, answer in zip(asked, answers, strict=True)
-        ]
+        answer = self._submit(args=[job_id, max_queued, max_jobs, claim, *chain.from_iterable(fields.items())])
+        return answer if isinstance(answer, str) else (bool(answer[0]), {**fields, **_record(answer[1])})
 
     def claim(
         self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
@@ -170,7 +136,7 @@ class Transitions:
 
     def renew(self, held: Sequence[tuple[str, int]], lease_seconds: float) -> list[str | None]:
         """The statuses of jobs, each by its id and attempt; 0 seconds leave the leases as they are."""
-        return _answered(self._each(self._renew, [(job_id, attempt, lease_seconds) for job_id, attempt in held]))
+        return [wish or None for wish in self._renew(args=[lease_seconds, *chain.from_iterable(held)])] if held else []
 
     def matching(self, ids: Sequence[str], metadata: Mapping[str, str]) -> list[str]:
         """Those of the jobs that have all these metadata."""
@@ -186,7 +152,16 @@ class Transitions:
 
     def end(self, endings: Sequence[Sequence[str | int]]) -> list[str | None]:
         """The jobs' new statuses, each by (id, attempt, outcome, code, message, result, artifacts, progress)."""
-        return _answered(self._each(self._end, endings))
+        if len(endings) == 1:
+            return [self._end(args=endings[0])]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for ending in endings:
+                pipeline.evalsha(self._end.sha, 0, *ending)
+            answers = pipeline.execute(raise_on_error=False)
+        return [  # one that came to nothing, say since the server does not know the script yet, is told alone
+            self._end(args=ending) if isinstance(answer, ResponseError) else answer
+            for ending, answer in zip(endings, answers, strict=True)
+        ]
 
     def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""
@@ -213,7 +188,7 @@ class Transitions:
 
     def recorded(self, stored: Sequence[tuple[str, str]]) -> list[str]:
         """Says of jobs that their records of `changed` are stored; which to delete now: '' none, 'missing' all."""
-        return _answered(self._each(self._recorded, stored))
+        return self._recorded(args=list(chain.from_iterable(stored)))
 
     def restore(self, job_id: str, fields: Mapping[str, str], lost: str) -> str:
         """The status of a job whose events are there; the event of one that was held says `lost`."""

@@ -85,8 +85,9 @@ end
 
 -- The attempt that writes is the one that holds the job: else its writes are refused.
 local function current(id, attempt)
-  local status = get(id, 'status')
-  if HELD[status] and get(id, 'attempt') == attempt then return status end
+  local known = records[id] and {get(id, 'status'), get(id, 'attempt')}
+    or redis.call('HMGET', key(id), 'status', 'attempt')
+  if HELD[known[1]] and known[2] == attempt then return known[1] end
   return nil
 end
 
