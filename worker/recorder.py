@@ -1,9 +1,9 @@
 """The recorder: writes what Redis knows of jobs into the artifact store, from which `flowpp reindex` has it again.
 
 Each change of a job's status, and each checkpoint of it, marks the job in `flowpp:changed`. It is stored then as
-`jobs/<id>/record-<changed>`, in one object: a new one, so that one who is late overwrites nothing newer; the one before
-is deleted. The mark goes when what it marks is stored. What a training job tells between two checkpoints is stored with
-the second, since from the first it would go on.
+`jobs/<id>/record-<changed>.json`, in one object: a new one, so that one who is late overwrites nothing newer; the one
+before is deleted. The mark goes when what it marks is stored. What a training job tells between two checkpoints is
+stored with the second, since from the first it would go on.
 """
 
 import json
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+from worker.artifacts import ALONE
 from worker.connection import UNREACHABLE, redis_time
 from worker.service import Service
 from worker.transitions import Transitions, job_key
@@ -160,7 +161,7 @@ class Recorder:
 
 def place(job_id: str, changed: str) -> str:
     """Where in the store a job is as of `changed`."""
-    return f"jobs/{job_id}/{RECORD}{changed}"
+    return f"jobs/{job_id}/{RECORD}{changed}{ALONE}"
 
 
 def _as_lines(events: _Events) -> str:
