@@ -1,6 +1,5 @@
 """The HTTP application. `uvicorn api.app:create_app --factory` runs it; it never imports torch."""
 
-import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -70,7 +69,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         port = service.settings.metrics_port
         traced = tracing.sending("flowpp-api")
         with traced, service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
-            gc.freeze()  # what was imported stays, and collections need not look at it
             async with finished.listening(), sender.sending(), aclosing(connections):
                 yield
 
