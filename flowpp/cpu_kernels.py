@@ -17,6 +17,9 @@ from flowpp.native import integers, kernels, pointer
 HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
 """Features of an attention head that there is a kernel for."""
 
+_TILE_HEAD_SIZE, _TILE_LENGTH = 16, 128
+"""Least features of a head and positions for which the matrix tiles are the faster way to attend."""
+
 Drop = tuple[float, int]
 """A layer's dropout in one pass: its probability, 0 for none, and the seed of what it drops."""
 
@@ -106,7 +109,9 @@ def attention(qkv: Tensor, heads: int, drop: Drop) -> tuple[Tensor, Tensor]:
     """
     out, length = _new(qkv, qkv.shape[1] // 3), qkv.shape[2] * qkv.shape[3]
     log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)
-    _call("attention_forward", qkv, *_heads(qkv, heads), pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
+    large = out.shape[1] // heads >= _TILE_HEAD_SIZE and length >= _TILE_LENGTH
+    name = "attention_tiles_forward" if large and has_tiles(qkv.dtype) else "attention_forward"
+    _call(name, qkv, *_heads(qkv, heads), pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
     return out, log_sums
 
 

@@ -4,6 +4,7 @@
 // Threads are those of PyTorch: compiled for OpenMP but linked without its runtime, so that the symbols are found in the
 // one that PyTorch has loaded, and torch.set_num_threads holds here, too. Work is divided the same way each time.
 #include "attention.h"
+#include "attention_tiles.h"
 #include "gates.h"
 #include "mixture.h"
 #include "tiles.h"
@@ -133,6 +134,16 @@ extern "C" void gate_norm_backward(int64_t rows, int64_t filters, const Real* gr
     });
 }
 
+// Of one head's results, [length, D] from `start` on in rows of `width`, those that are not kept.
+template <int D, class T> void drop(T* out, int64_t start, int64_t length, int64_t width, const Dropout& dropout) {
+    if (!dropout.threshold) return;
+    for (int64_t row = 0; row < length; row++)
+        for (int64_t d = 0; d < D; d += LANES<T>) {
+            const int64_t place = start + row * width + d, n = std::min<int64_t>(LANES<T>, D - d);
+            store<T>(out + place, load<T>(out + place, n) * dropout.factors<T>(place), n);
+        }
+}
+
 // `shape` is batch, length, heads. qkv rows hold q, k and v, heads x D each; out rows heads x D. One unit a head.
 template <int D>
 void attention(const int64_t* shape, const Real* qkv, Dropout dropout, Real* out, Real* lse) {
@@ -143,12 +154,7 @@ void attention(const int64_t* shape, const Real* qkv, Dropout dropout, Real* out
         const Real* q = qkv + image * length * 3 * width + head * D;
         Real* to = out + image * length * width + head * D;
         attend<Real, D>(q, q + width, q + 2 * width, length, 3 * width, to, width, lse + unit * length);
-        if (!dropout.threshold) continue;
-        for (int64_t row = 0; row < length; row++)
-            for (int64_t d = 0; d < D; d += LANES<Real>) {
-                const int64_t place = (to - out) + row * width + d, n = std::min<int64_t>(LANES<Real>, D - d);
-                store<Real>(out + place, load<Real>(out + place, n) * dropout.factors<Real>(place), n);
-            }
+        drop<D>(out, to - out, length, width, dropout);
     }
 }
 
@@ -198,6 +204,7 @@ extern "C" bool attention_backward(const int64_t* shape, int64_t size, const Rea
     switch (size) {
 #define FLOWPP_CASE(D) case D: attention_backward<D>(shape, grad, qkv, out, lse, dropout, grad_qkv); return true;
         FLOWPP_EACH_HEAD_SIZE(FLOWPP_CASE)
+#undef FLOWPP_CASE
     }
     return false;
 }
@@ -282,6 +289,35 @@ extern "C" void convolve_tiles_weights(const int64_t* shape, bool elu, const flo
             }
         }
     }
+}
+// As `attention`.
+template <int D> void attention_tiles(const int64_t* shape, const float* qkv, Dropout dropout, float* out, float* lse) {
+    const int64_t batch = shape[0], length = shape[1], heads = shape[2], width = heads * D;
+#pragma omp parallel if (batch * length * width > WORTH_A_THREAD)
+    {
+        const Tiles tiles;
+        TileAttention<D> attention(length);
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < batch * heads; unit++) {
+            const int64_t image = unit / heads, start = image * length * width + unit % heads * D;
+            const float* q = qkv + image * length * 3 * width + unit % heads * D;
+            attention.attend(q, q + width, q + 2 * width, 3 * width, out + start, width, lse + unit * length);
+            drop<D>(out, start, length, width, dropout);
+        }
+    }
+}
+
+// As `attention_forward`, for heads as large as a tile's side.
+extern "C" bool attention_tiles_forward(const int64_t* shape, int64_t size, const float* qkv, uint64_t seed, double probability,
+                                        float* out, float* lse) {
+    const Dropout dropout(seed, probability);
+    switch (size) {
+        case 16: attention_tiles<16>(shape, qkv, dropout, out, lse); return true;
+        case 24: attention_tiles<24>(shape, qkv, dropout, out, lse); return true;
+        case 26: attention_tiles<26>(shape, qkv, dropout, out, lse); return true;
+        case 32: attention_tiles<32>(shape, qkv, dropout, out, lse); return true;
+    }
+    return false;
 }
 #else
 extern "C" bool has_tiles() { return false; }

@@ -67,10 +67,15 @@ inline __mmask16 lanes_below(int64_t n) { return n >= SIDE ? 0xffff : n <= 0 ? 0
 // Those below n; nothing else is read.
 inline Float load_below(int64_t n, const float* from) { return (Float)_mm512_maskz_loadu_ps(lanes_below(n), from); }
 
+// To the nearest bfloat16.
+inline Float rounded(Float x) {
+    return (Float)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
+}
+
 // Numbers in two bfloat16s each.
 inline void split(Float x, __m256i& high, __m256i& low) {
     high = (__m256i)_mm512_cvtneps_pbh((__m512)x);
-    low = (__m256i)_mm512_cvtneps_pbh((__m512)x - _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+    low = (__m256i)_mm512_cvtneps_pbh((__m512)(x - rounded(x)));
 }
 
 // What is convolved: `kernel` x `kernel` in same padding, channels [batch, height, width] of positions to filters.

@@ -1,4 +1,4 @@
-"""Convolutions on the processor's matrix tiles: how far they are from float64, and what they must not depend on."""
+"""Convolutions and attention on the processor's matrix tiles: how far from float64, and what must not change a bit."""
 
 import math
 import subprocess
@@ -130,6 +130,105 @@ def test_neither_threads_nor_the_rest_of_the_batch_nor_memory_format_change_a_bi
         alone = outcomes(on_tiles, x[i : i + 1], weight, bias, grad[i : i + 1], elu)
         assert torch.equal(alone[0][0], expected[0][i])
         assert torch.equal(alone[1][0], expected[1][i])
+
+
+def attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """(softmax attention, the logarithms of its sums [B, heads, length]) by PyTorch."""
+    q, k, v = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return out.unflatten(1, qkv.shape[2:]).permute(0, 3, 1, 2), scores.logsumexp(-1)
+
+
+def queries_keys_values(heads: int, size: int, batch: int, height: int, width: int, *, score: float) -> Tensor:
+    """With scores of about that standard deviation, and values of 1."""
+    qkv = normal(batch, 3 * heads * size, height, width, seed=size)
+    qkv[:, : 2 * heads * size] *= score**0.5
+    return qkv.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [16, 24, 26, 32])
+@pytest.mark.parametrize("positions", [(8, 16), (16, 16), (7, 19), (1, 1031)], ids=str)
+@pytest.mark.parametrize("score", [0.1, 1.0, 8.0, 60.0])
+def test_attention_has_the_scores_of_float32_and_values_as_two_bfloat16s(
+    size: int, positions: tuple[int, int], score: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qkv = queries_keys_values(2, size, 2, *positions, score=score)
+    expected, expected_sums = attention(qkv.double(), 2)
+    found, sums = cpu_kernels.attention(qkv, 2, NONE)
+    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
+    plain, plain_sums = cpu_kernels.attention(qkv, 2, NONE)
+    assert not torch.equal(found, plain)
+
+    def off(ours: Tensor, right: Tensor) -> float:
+        return float((ours - right).square().mean().sqrt() / right.square().mean().sqrt())
+
+    assert off(found, expected) <= TYPICAL + 2 * off(plain, expected)
+    assert (sums - expected_sums).abs().max() <= 2e-6 + 4 * (plain_sums - expected_sums).abs().max()
+
+
+def test_attention_sees_every_key_and_no_other_image_or_head() -> None:
+    """A value of its own for each key, where each query looks at one: they are all found where they belong."""
+    batch, heads, size, length = 2, 3, 32, 133
+    where = torch.stack([torch.randperm(length, generator=torch.Generator().manual_seed(i)) for i in range(6)])
+    keys = torch.nn.functional.normalize(normal(6, length, size, seed=1), dim=2) * 40
+    queries = torch.stack([key[at] for key, at in zip(keys, where, strict=True)])
+    values = torch.arange(6 * length * size).view(6, length, size).float()
+    qkv = torch.stack([queries, keys, values]).unflatten(1, (batch, heads))  # [3, batch, heads, length, size]
+    qkv = qkv.permute(1, 0, 2, 4, 3).reshape(batch, 3 * heads * size, 7, 19).contiguous()
+    found, _ = cpu_kernels.attention(qkv.contiguous(memory_format=torch.channels_last), heads, NONE)
+    expected = torch.stack([value[at] for value, at in zip(values, where, strict=True)])
+    expected = expected.unflatten(0, (batch, heads)).transpose(2, 3).reshape(batch, heads * size, 7, 19)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.01)
+
+
+def test_attention_drops_what_the_backward_pass_takes_for_dropped() -> None:
+    qkv = queries_keys_values(2, 24, 3, 16, 16, score=1.0)
+    whole, _ = cpu_kernels.attention(qkv, 2, NONE)
+    dropped, _ = cpu_kernels.attention(qkv, 2, (0.25, 7))
+    kept = cpu_kernels.concat_elu(torch.full((3, 24, 16, 16), 50.0), (0.25, 7))  # of as many features: the same places
+    assert 0.2 < float((dropped == 0).double().mean()) < 0.3
+    assert torch.equal((dropped != 0)[:, :24], kept[:, :24] > 0)
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0.0, whole / 0.75), rtol=1e-6, atol=1e-7)
+
+
+def test_attentions_gradients_are_those_of_float64() -> None:
+    qkv = queries_keys_values(2, 24, 2, 16, 16, score=2.0)
+    grad = normal(2, 48, 16, 16, seed=5)
+    ours, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    (found,) = torch.autograd.grad(fused.attention(ours, 2, NONE), ours, grad)
+    (expected,) = torch.autograd.grad(attention(exact, 2)[0], exact, grad.double())
+    assert (found - expected).square().mean().sqrt() <= TYPICAL * expected.square().mean().sqrt()
+
+
+def test_neither_threads_nor_the_rest_of_the_batch_change_a_bit_of_attention() -> None:
+    qkv = queries_keys_values(3, 16, 5, 9, 23, score=2.0)
+    expected, _ = cpu_kernels.attention(qkv, 3, NONE)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(cpu_kernels.attention(qkv, 3, NONE)[0], expected)
+    finally:
+        torch.set_num_threads(before)
+    for i in range(5):
+        alone, _ = cpu_kernels.attention(qkv[i : i + 1].contiguous(memory_format=torch.channels_last), 3, NONE)
+        assert torch.equal(alone[0], expected[i])
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_attention_of_what_is_no_number_is_none_where_it_is_looked_at(part: str) -> None:
+    qkv = queries_keys_values(1, 16, 2, 8, 16, score=1.0)
+    qkv[0, 16 * ["query", "key", "value"].index(part) + 3, 2, 5] = math.nan
+    found, _ = cpu_kernels.attention(qkv, 1, NONE)
+    wrong = torch.zeros(2, 16, 8, 16, dtype=torch.bool)
+    if part == "query":
+        wrong[0, :, 2, 5] = True
+    elif part == "key":
+        wrong[0] = True
+    else:
+        wrong[0, 3] = True
+    assert torch.equal(found.isnan(), wrong)
 
 
 def test_the_least_and_the_greatest_numbers_keep_their_size() -> None:
