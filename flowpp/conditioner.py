@@ -53,7 +53,7 @@ class Precision:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-class Convolution(DataDependent):
+class Convolution(DataDependent, fused.Fusing):
     """kernel x kernel convolution, same padding.
 
     Weight ~ N(0, 0.05^2), bias 0; data-dependent initialization scales both so that each output channel has
@@ -93,10 +93,11 @@ class Convolution(DataDependent):
         return self.weight * (self.gain / self.weight.flatten(1).norm(dim=1))[:, None, None, None]
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return fused.convolve(x, self.filter(), self.bias)
+        convolve = fused.convolution if self.fuses(x) else fused.convolve
+        return convolve(x, self.filter(), self.bias)
 
 
-class EluConvolution(Convolution, fused.Fusing):
+class EluConvolution(Convolution):
     """conv(dropout(concat_elu(x))): [B, F, H, W] -> [B, filters, H, W], of 2F channels within."""
 
     def __init__(self, channels: int, filters: int, kernel: int, *, dropout: float = 0.0, **kind: Any) -> None:

@@ -5,6 +5,7 @@ read and given in channels-last memory. All are float32 or all float64.
 """
 
 import ctypes
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from flowpp.native import integers, kernels, pointer
 HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
 """Features of an attention head that there is a kernel for."""
 
+_TILE_HEAD_SIZE, _TILE_LENGTH = 16, 128
+"""Least features of a head and positions for which the matrix tiles are the faster way to attend."""
+
 Drop = tuple[float, int]
 """A layer's dropout in one pass: its probability, 0 for none, and the seed of what it drops."""
 
@@ -23,6 +27,47 @@ Drop = tuple[float, int]
 def channels_last(x: Tensor) -> Tensor:
     """x, or a copy of it, as the kernels read feature maps."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache
+def has_tiles(dtype: torch.dtype) -> bool:
+    """Whether there are kernels for the dtype that use the processor's matrix tiles, and Linux lets this process."""
+    library = kernels(dtype)
+    if library is None:
+        return False
+    library.has_tiles.restype = ctypes.c_bool
+    return bool(library.has_tiles())
+
+
+def convolve_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
+    """Convolution with same padding on the processor's matrix tiles, of x or of concat_elu(x), float32.
+
+    [B, F, H, W], weight [filters, F or 2F, k, k] with odd k -> [B, filters, H, W]. Each number is taken as the sum of
+    two bfloat16s: what it gives is off by some 4e-6 of its root mean square, where float32 is by some 4e-7.
+    """
+    (x, elu), weight = _for_tiles(x, elu), channels_last(weight)
+    out = _new(x, len(weight))
+    arguments = ctypes.c_bool(elu), ctypes.c_bool(False), *map(pointer, (x, weight, bias, out))
+    _call("convolve_tiles", x, _convolution(x, weight), *arguments)
+    return out
+
+
+def convolve_tiles_backward(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient in what was convolved [B, channels, H, W], given that in the result [B, filters, H, W]."""
+    grad, weight = channels_last(grad), channels_last(weight)
+    out = _new(grad, weight.shape[1])
+    arguments = ctypes.c_bool(False), ctypes.c_bool(True), *map(pointer, (grad, weight, None, out))
+    _call("convolve_tiles", grad, _convolution(grad, weight.transpose(0, 1)), *arguments)
+    return out
+
+
+def convolve_tiles_weights(grad: Tensor, x: Tensor, weight: Tensor, *, elu: bool) -> Tensor:
+    """The gradient in the weight, given that in `convolve_tiles(x, weight, bias, elu=elu)`."""
+    (x, elu), grad = _for_tiles(x, elu), channels_last(grad)
+    filters, channels, kernel, _ = weight.shape
+    out = torch.empty((filters, kernel, kernel, channels), dtype=x.dtype).permute(0, 3, 1, 2)
+    _call("convolve_tiles_weights", x, _convolution(x, weight), ctypes.c_bool(elu), *map(pointer, (x, grad, out)))
+    return out
 
 
 def concat_elu(x: Tensor, drop: Drop) -> Tensor:
@@ -64,7 +109,9 @@ def attention(qkv: Tensor, heads: int, drop: Drop) -> tuple[Tensor, Tensor]:
     """
     out, length = _new(qkv, qkv.shape[1] // 3), qkv.shape[2] * qkv.shape[3]
     log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)
-    _call("attention_forward", qkv, *_heads(qkv, heads), pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
+    large = out.shape[1] // heads >= _TILE_HEAD_SIZE and length >= _TILE_LENGTH
+    name = "attention_tiles_forward" if large and has_tiles(qkv.dtype) else "attention_forward"
+    _call(name, qkv, *_heads(qkv, heads), pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
     return out, log_sums
 
 
@@ -110,6 +157,18 @@ def _call(name: str, like: Tensor, *arguments: Any) -> None:
 def _new(x: Tensor, channels: int) -> Tensor:
     batch, _, height, width = x.shape
     return torch.empty((batch, height, width, channels), dtype=x.dtype).permute(0, 3, 1, 2)
+
+
+def _for_tiles(x: Tensor, elu: bool) -> tuple[Tensor, bool]:
+    """What is convolved, and whether concat_elu of it: that kernel takes it where F does not fill registers."""
+    x = channels_last(x)
+    return (concat_elu(x, (0.0, 0)), False) if elu and x.shape[1] % 16 else (x, elu)
+
+
+def _convolution(x: Tensor, weight: Tensor) -> ctypes.Array:
+    batch, _, height, width = x.shape
+    filters, channels, kernel, _ = weight.shape
+    return integers((batch, height, width, channels, filters, kernel))
 
 
 def _rows(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:

@@ -34,6 +34,8 @@ class Fusing:
 
 def elu_convolution(x: Tensor, weight: Tensor, bias: Tensor, drop: Drop) -> Tensor:
     """conv(dropout(concat_elu(x))), same padding: [B, F, H, W] -> [B, filters, H, W]; weight [filters, 2F, k, k]."""
+    if cpu_kernels.has_tiles(x.dtype):
+        return _TileConvolution.apply(x, weight, bias, drop)
     return _EluConvolution.apply(x, weight, bias, drop)
 
 
@@ -56,6 +58,13 @@ def couple(x: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
 def uncouple(y: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """(x, log dx/dy), the inverse of `couple`, as `flowpp.logistic.solve` finds it; without gradients."""
     return (triton_kernels if y.is_cuda else cpu_kernels).uncouple(y, h, components)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As `convolve`, on the processor's matrix tiles where it has them."""
+    if cpu_kernels.has_tiles(x.dtype):
+        return _TileConvolution.apply(x, weight, bias, None)
+    return convolve(x, weight, bias)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,6 +109,37 @@ class _EluConvolution(torch.autograd.Function):
         grad_elu, grad_weight, grad_bias = _convolve_backward(grad, convolved, weight, needs)
         grad_x = None if grad_elu is None else cpu_kernels.concat_elu_backward(grad_elu, x, ctx.drop)
         return grad_x, grad_weight, grad_bias, None
+
+
+class _TileConvolution(torch.autograd.Function):
+    """Of x, or with a `drop` of dropout(concat_elu(x))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, drop: Drop | None) -> Tensor:
+        x = channels_last(x)
+        ctx.save_for_backward(x, weight)
+        ctx.drop = drop
+        convolved, elu = _convolved(x, drop)
+        return cpu_kernels.convolve_tiles(convolved, weight, bias, elu=elu)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad, grad_x, grad_weight = channels_last(grad), None, None
+        if needs_weight:
+            convolved, elu = _convolved(x, ctx.drop)
+            grad_weight = cpu_kernels.convolve_tiles_weights(grad, convolved, weight, elu=elu)
+        if needs_x:
+            grad_x = cpu_kernels.convolve_tiles_backward(grad, weight)
+            grad_x = grad_x if ctx.drop is None else cpu_kernels.concat_elu_backward(grad_x, x, ctx.drop)
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None
+
+
+def _convolved(x: Tensor, drop: Drop | None) -> tuple[Tensor, bool]:
+    """What tiles convolve, and whether it is concat_elu of it."""
+    return (cpu_kernels.concat_elu(x, drop), False) if drop and drop[0] else (x, drop is not None)
 
 
 class _GateNorm(torch.autograd.Function):

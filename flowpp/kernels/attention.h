@@ -26,26 +26,6 @@ template <class T, int D> inline void transposed(const T* rows, int64_t stride, 
         FLOWPP_UNROLL for (int d = 0; d < D; d++) flat[d * LANES<T> + i] = rows[i * stride + d];
 }
 
-// A square of rows, turned about its diagonal: blocks of half its side change places, then of a quarter, and so on.
-template <int SIDE, int S, class W, int... J> inline W lower(W a, W b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, (J & S ? SIDE + J - S : J)...);
-}
-
-template <int SIDE, int S, class W, int... J> inline W upper(W a, W b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, (J & S ? SIDE + J : J + S)...);
-}
-
-template <int SIDE, int S = SIDE / 2, class W> inline void turn(W* rows) {
-    std::make_integer_sequence<int, SIDE> lanes;
-    for (int i = 0; i < SIDE; i++)
-        if (!(i & S)) {
-            W a = rows[i], b = rows[i + S];
-            rows[i] = lower<SIDE, S>(a, b, lanes);
-            rows[i + S] = upper<SIDE, S>(a, b, lanes);
-        }
-    if constexpr (S > 1) turn<SIDE, S / 2>(rows);
-}
-
 // out [length, D] and logsumexp [length] of one head of one image.
 template <class T, int D>
 void attend(const T* q, const T* k, const T* v, int64_t length, int64_t stride, T* out, int64_t out_stride, T* lse) {

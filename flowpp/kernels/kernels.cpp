@@ -4,8 +4,10 @@
 // Threads are those of PyTorch: compiled for OpenMP but linked without its runtime, so that the symbols are found in the
 // one that PyTorch has loaded, and torch.set_num_threads holds here, too. Work is divided the same way each time.
 #include "attention.h"
+#include "attention_tiles.h"
 #include "gates.h"
 #include "mixture.h"
+#include "tiles.h"
 
 typedef FLOWPP_REAL Real;
 typedef Field<Real> F;
@@ -132,6 +134,16 @@ extern "C" void gate_norm_backward(int64_t rows, int64_t filters, const Real* gr
     });
 }
 
+// Of one head's results, [length, D] from `start` on in rows of `width`, those that are not kept.
+template <int D, class T> void drop(T* out, int64_t start, int64_t length, int64_t width, const Dropout& dropout) {
+    if (!dropout.threshold) return;
+    for (int64_t row = 0; row < length; row++)
+        for (int64_t d = 0; d < D; d += LANES<T>) {
+            const int64_t place = start + row * width + d, n = std::min<int64_t>(LANES<T>, D - d);
+            store<T>(out + place, load<T>(out + place, n) * dropout.factors<T>(place), n);
+        }
+}
+
 // `shape` is batch, length, heads. qkv rows hold q, k and v, heads x D each; out rows heads x D. One unit a head.
 template <int D>
 void attention(const int64_t* shape, const Real* qkv, Dropout dropout, Real* out, Real* lse) {
@@ -142,12 +154,7 @@ void attention(const int64_t* shape, const Real* qkv, Dropout dropout, Real* out
         const Real* q = qkv + image * length * 3 * width + head * D;
         Real* to = out + image * length * width + head * D;
         attend<Real, D>(q, q + width, q + 2 * width, length, 3 * width, to, width, lse + unit * length);
-        if (!dropout.threshold) continue;
-        for (int64_t row = 0; row < length; row++)
-            for (int64_t d = 0; d < D; d += LANES<Real>) {
-                const int64_t place = (to - out) + row * width + d, n = std::min<int64_t>(LANES<Real>, D - d);
-                store<Real>(out + place, load<Real>(out + place, n) * dropout.factors<Real>(place), n);
-            }
+        drop<D>(out, to - out, length, width, dropout);
     }
 }
 
@@ -197,6 +204,121 @@ extern "C" bool attention_backward(const int64_t* shape, int64_t size, const Rea
     switch (size) {
 #define FLOWPP_CASE(D) case D: attention_backward<D>(shape, grad, qkv, out, lse, dropout, grad_qkv); return true;
         FLOWPP_EACH_HEAD_SIZE(FLOWPP_CASE)
+#undef FLOWPP_CASE
     }
     return false;
 }
+
+#ifdef FLOWPP_TILES
+extern "C" bool has_tiles() { return std::is_same<Real, float>::value && ask_for_tiles(); }
+
+// `shape` is batch, height, width, channels (after concat_elu, where `elu` says so), filters, kernel.
+Convolution convolution(const int64_t* shape, bool elu, bool turned) {
+    return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], elu, turned};
+}
+
+// Convolution of x, or with `turned` the gradient of what was convolved given that of the results, x. No bias is zero.
+extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, const float* x, const float* weight, const float* bias, float* out) {
+    const Convolution all = convolution(shape, elu, turned), c = all.in_parts();
+    const int64_t positions = all.batch * all.height * all.width, image = c.height * c.width;
+    const Scratch<Half> weights(c.weights());
+    std::vector<float> biases(c.filter_blocks() * BLOCK);
+    if (bias) std::copy(bias, bias + c.filters, biases.begin());
+    std::unique_ptr<Scratch<Half>> shared;  // the plane of an image that all threads compute together
+#pragma omp parallel if (positions * c.filters > WORTH_A_THREAD)
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        const Tiles tiles;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < c.filter_blocks(); block++) pack(c, block, weight, weights.get());
+        const auto from = [&](int64_t b) { return x + b * image * (elu ? c.channels / 2 : c.channels); };
+        const auto to = [&](int64_t b) { return out + b * image * c.filters; };
+        if (c.batch >= threads) {
+            const Scratch<Half> plane(c.plane());
+#pragma omp for schedule(static)
+            for (int64_t b = 0; b < c.batch; b++) {
+                const Convolution p = c.part(b, positions);
+                write_rows(p, from(b), 0, p.rows(), plane.get());
+                convolve_blocks(p, plane.get(), weights.get(), biases.data(), 0, p.blocks(), to(b));
+            }
+        } else {
+#pragma omp single
+            shared = std::make_unique<Scratch<Half>>(c.plane());
+            for (int64_t b = 0; b < c.batch; b++) {
+                const Convolution p = c.part(b, positions);
+                write_rows(p, from(b), p.rows() * thread / threads, p.rows() * (thread + 1) / threads, shared->get());
+#pragma omp barrier
+                convolve_blocks(p, shared->get(), weights.get(), biases.data(), p.blocks() * thread / threads,
+                                p.blocks() * (thread + 1) / threads, to(b));
+#pragma omp barrier
+            }
+        }
+    }
+}
+
+// The gradient of the weights [filters, kernel, kernel, channels], given that of the results [batch, height, width, filters].
+extern "C" void convolve_tiles_weights(const int64_t* shape, bool elu, const float* x, const float* grad, float* grad_weight) {
+    const Convolution all = convolution(shape, elu, false), c = all.in_parts();
+    const int64_t positions = all.batch * all.height * all.width, image = c.height * c.width, places = c.kernel * c.kernel;
+    const int64_t chunks = c.depth() / DEPTH, units = c.filter_blocks() * places * chunks;
+    Summed summed(c);
+    const Scratch<float> sums(units * BLOCK * BLOCK);
+#pragma omp parallel if (positions * c.filters > WORTH_A_THREAD)
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        const auto part = [=](int64_t n, int64_t of) { return n * of / threads; };
+        const int64_t first = part(units, thread), last = part(units, thread + 1);
+        const Tiles tiles;
+        std::fill(sums.get() + first * BLOCK * BLOCK, sums.get() + last * BLOCK * BLOCK, 0.0f);
+        for (int64_t b = 0; b < c.batch; b++) {
+            const Convolution p = c.part(b, positions);
+            write_rows(p, x + b * image * (elu ? c.channels / 2 : c.channels), part(p.rows(), thread), part(p.rows(), thread + 1), summed.plane.get());
+            summed.turn_grads(p, grad + b * image * c.filters, part(p.blocks(), thread), part(p.blocks(), thread + 1));
+#pragma omp barrier
+            summed.pair(p, part(p.positions() / 2, thread), part(p.positions() / 2, thread + 1));
+#pragma omp barrier
+            for (int64_t unit = first; unit < last; unit++)
+                add_products(p, summed, unit / chunks / places * BLOCK, unit / chunks % places, unit % chunks * DEPTH, sums.get() + unit * BLOCK * BLOCK);
+#pragma omp barrier
+        }
+        for (int64_t unit = first; unit < last; unit++) {
+            const int64_t filter = unit / chunks / places * BLOCK, place = unit / chunks % places, channel = unit % chunks * DEPTH;
+            for (int64_t n = 0; n < std::min(BLOCK, c.filters - filter); n++) {
+                const float* from = sums.get() + (unit * BLOCK + n) * BLOCK;
+                std::copy(from, from + std::min(DEPTH, c.channels - channel), grad_weight + ((filter + n) * places + place) * c.channels + channel);
+            }
+        }
+    }
+}
+// As `attention`.
+template <int D> void attention_tiles(const int64_t* shape, const float* qkv, Dropout dropout, float* out, float* lse) {
+    const int64_t batch = shape[0], length = shape[1], heads = shape[2], width = heads * D;
+#pragma omp parallel if (batch * length * width > WORTH_A_THREAD)
+    {
+        const Tiles tiles;
+        TileAttention<D> attention(length);
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < batch * heads; unit++) {
+            const int64_t image = unit / heads, start = image * length * width + unit % heads * D;
+            const float* q = qkv + image * length * 3 * width + unit % heads * D;
+            attention.attend(q, q + width, q + 2 * width, 3 * width, out + start, width, lse + unit * length);
+            drop<D>(out, start, length, width, dropout);
+        }
+    }
+}
+
+// As `attention_forward`, for heads as large as a tile's side.
+extern "C" bool attention_tiles_forward(const int64_t* shape, int64_t size, const float* qkv, uint64_t seed, double probability,
+                                        float* out, float* lse) {
+    const Dropout dropout(seed, probability);
+    switch (size) {
+        case 16: attention_tiles<16>(shape, qkv, dropout, out, lse); return true;
+        case 24: attention_tiles<24>(shape, qkv, dropout, out, lse); return true;
+        case 26: attention_tiles<26>(shape, qkv, dropout, out, lse); return true;
+        case 32: attention_tiles<32>(shape, qkv, dropout, out, lse); return true;
+    }
+    return false;
+}
+#else
+extern "C" bool has_tiles() { return false; }
+#endif

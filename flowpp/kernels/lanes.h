@@ -70,6 +70,26 @@ template <class T, int HALF = LANES<T> / 2> inline T sum(V<T> v) {
         return sum<T, HALF / 2>(v + rotated<HALF>(v, std::make_integer_sequence<int, LANES<T>>()));
 }
 
+// A square of rows, turned about its diagonal: blocks of half its side change places, then of a quarter, and so on.
+template <int SIDE, int S, class W, int... J> inline W lower(W a, W b, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(a, b, (J & S ? SIDE + J - S : J)...);
+}
+
+template <int SIDE, int S, class W, int... J> inline W upper(W a, W b, std::integer_sequence<int, J...>) {
+    return __builtin_shufflevector(a, b, (J & S ? SIDE + J : J + S)...);
+}
+
+template <int SIDE, int S = SIDE / 2, class W> inline void turn(W* rows) {
+    std::make_integer_sequence<int, SIDE> lanes;
+    for (int i = 0; i < SIDE; i++)
+        if (!(i & S)) {
+            W a = rows[i], b = rows[i + S];
+            rows[i] = lower<SIDE, S>(a, b, lanes);
+            rows[i + S] = upper<SIDE, S>(a, b, lanes);
+        }
+    if constexpr (S > 1) turn<SIDE, S / 2>(rows);
+}
+
 template <class M> inline bool any(M mask) {
     bool found = false;
     for (unsigned i = 0; i < sizeof mask / sizeof mask[0]; i++) found |= mask[i] != 0;

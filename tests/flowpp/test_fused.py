@@ -68,6 +68,13 @@ def assert_alike(function: Callable, reference: Callable, *inputs: Tensor) -> No
         assert off(found, exact) <= 4 * off(unfused, exact) + SINGLE
 
 
+@pytest.fixture
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32, whatever the processor: what they are on its matrix tiles is in test_tiles.py."""
+    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
+
+
+@pytest.mark.usefixtures("without_tiles")
 @pytest.mark.parametrize("filters", [1, 5, 8, 24, 33])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_elu_convolution_is_the_convolution_of_concat_elu(filters: int, kernel: int) -> None:
@@ -81,6 +88,7 @@ def test_elu_convolution_is_the_convolution_of_concat_elu(filters: int, kernel: 
         )
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_elu_convolution_keeps_steep_and_flat_ends() -> None:
     x = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 80, -80, 1e4, -1e4, 3e38, -3e38])[None, :, None, None]
     identity = torch.eye(24)[:, :, None, None]
@@ -548,7 +556,10 @@ def test_the_switch_turns_every_kernel_off(monkeypatch: pytest.MonkeyPatch) -> N
         used.append(set(called))
         called.clear()
     passes = {f"{name}_{way}" for name in ("concat_elu", "gate_norm", "attention") for way in ("forward", "backward")}
-    assert used == [passes | {"couple", "couple_backward", "uncouple"}, set()]
+    passes |= {"couple", "couple_backward", "uncouple"}
+    if cpu_kernels.has_tiles(torch.float32):
+        passes |= {"convolve_tiles", "convolve_tiles_weights"}
+    assert used == [passes, set()]
 
 
 def test_other_dtypes_and_autocast_pass_by_plain_pytorch_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
