@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flowpp.adam import MOMENTS, Adam
 from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest, weights_file
 from flowpp.conditioner import Convolution
 from flowpp.config import Milestone, ModelConfig, TrainingConfig
@@ -19,9 +20,6 @@ from flowpp.model import FlowPP
 from flowpp.processes import Processes
 from flowpp.seeds import Stream, seed_of
 from flowpp.weights import read_tensors, write_checkpoint
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
-
 
 MOST_SKIPPED = 5
 """Steps in a row whose gradient may not be finite; each is skipped, and leaves the weights as they are."""
@@ -98,9 +96,7 @@ class Learner:
         """
         self.step += 1
         self.images_seen += self.training.batch_size
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         with self._random(Stream.STEP, self.step):
             share = self.processes.share(self.training.batch_size)
             noise = self.model.draw_noise(self.training.batch_size)[share.start : share.stop]
@@ -126,7 +122,7 @@ class Learner:
             )
 
     def _update(self) -> None:
-        self.optimizer.step()
+        self.optimizer.step(self.learning_rate)
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.ema.parameters()), list(self.model.parameters()), 1 - self.training.ema_decay
@@ -220,13 +216,10 @@ class Learner:
         self.model.load_state_dict(read_tensors(directory, MODEL, self.model.state_dict()))
         self.ema.load_state_dict(read_tensors(directory, EMA, self.ema.state_dict()))
         found = read_tensors(directory, OPTIMIZER, self._moments())
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state = {
-            index: {moment: _laid_out_as(parameter, found[f"{moment}.{names[parameter]}"]) for moment in _MOMENTS}
-            for index, parameter in enumerate(ordered)
-        }
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                moment: _laid_out_as(parameter, found[f"{moment}.{name}"].to(self.device)) for moment in MOMENTS
+            }
         self.step, self.images_seen = manifest.step, manifest.images_seen
         self.learning_rate_factor = manifest.learning_rate_factor
         self.unlogged = Sums(self.processes, manifest.unlogged)
@@ -235,11 +228,8 @@ class Learner:
         """Adam's state; of a parameter that no gradient has reached yet, the zeros that it would begin with."""
         moments: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            zeros = {moment: torch.zeros_like(parameter) for moment in _MOMENTS} | {
-                "step": torch.zeros((), dtype=torch.float32)
-            }
-            state = self.optimizer.state.get(parameter) or zeros
-            moments |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+            state = self.optimizer.state.get(parameter) or Adam.beginning(parameter)
+            moments |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
         return moments
 
     @contextmanager
@@ -250,14 +240,15 @@ class Learner:
             yield
 
 
-def _optimizer(model: FlowPP, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, which is Adam where nothing decays. Gains, biases, embeddings and invertible matrices never do."""
+def _optimizer(model: FlowPP, weight_decay: float) -> Adam:
+    """Gains, biases, embeddings and invertible matrices never decay."""
     decaying = {module.weight for module in model.modules() if isinstance(module, Convolution)}
-    groups = [
-        {"params": [p for p in model.parameters() if p in decaying], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p not in decaying], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    return Adam(
+        [
+            ([p for p in model.parameters() if p in decaying], weight_decay),
+            ([p for p in model.parameters() if p not in decaying], 0.0),
+        ]
+    )
 
 
 def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def _cache() -> Path:
 
 if __name__ == "__main__":
     try:
-        for each in REALS:
-            print(build(each))
+        with ThreadPoolExecutor() as compilers:
+            print(*compilers.map(build, REALS), sep="\n")
     except NotBuilt as error:
         sys.exit(f"flowpp: {error}")
