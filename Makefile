@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 INSTALLED_TRITON := .venv/.installed-triton
 INSTALLED_IMAGES := .venv/.installed-images
@@ -27,12 +27,11 @@ install: $(INSTALLED)  ## create .venv and install what is pinned in requirement
 demo: install  ## train, score and sample through the service on real photographs, into demo_output/
 	@$(BIN)/python -m examples.demo
 
-# Three test processes and those that they start share two cores, since they wait often; threads that wait for one
-# another would cost tenfold. The
+# Two test processes and those that they start share two cores: threads that wait for one another cost tenfold. The
 # hundreds of processes that the tests start would compile our sources anew, each for half a second, where no bytecode
 # may be written.
 test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak and browser
-	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images"
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
