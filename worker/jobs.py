@@ -207,18 +207,10 @@ class Jobs:
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
-        [job] = self.find([job_id])
-        if job is None or owner not in (None, job.owner):
+        found = self._load([job_id])
+        if not found or owner not in (None, found[0].owner):
             raise _not_found(job_id)
-        return job
-
-    def find(self, ids: Sequence[str]) -> list[Job | None]:
-        """The jobs of these ids, in one round trip; none for what there is not."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hgetall(job_key(job_id))
-        records = zip(ids, pipeline.execute(), strict=True)
-        return [_parse(job_id, fields) if fields else None for job_id, fields in records]
+        return found[0]
 
     def page(
         self,
@@ -393,7 +385,10 @@ class Jobs:
         return status
 
     def _load(self, ids: Sequence[str]) -> list[Job]:
-        return [job for job in self.find(ids) if job is not None]
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(job_key(job_id))
+        return [_parse(job_id, fields) for job_id, fields in zip(ids, pipeline.execute(), strict=True) if fields]
 
 
 _JSON = ("request", "plan", "metadata", "progress", "result", "error")
