@@ -1,6 +1,7 @@
 """DELETE frees the store: after each kind of thing was made and deleted, it is as it was; on a directory and on S3."""
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,8 +70,9 @@ def now(service: Service) -> set[str]:
     if service.store.directory is None:
         kinds = ("jobs", "datasets", "checkpoints", "keys", "webhooks", "checks")
         return {f"{kind}/{file.name}" for kind in kinds for file in service.store.listing(kind)}
-    paths = service.store.directory.glob("*/**/*")
-    return {str(path.relative_to(service.store.directory)) for path in paths}
+    root = service.store.directory  # by os.walk, which passes over what is deleted meanwhile, as glob does not
+    paths = [Path(at, name) for at, folders, files in os.walk(root) for name in (*folders, *files)]
+    return {str(path.relative_to(root)) for path in paths if path.parent != root}
 
 
 def local(data: Path) -> set[str]:
