@@ -1,7 +1,7 @@
 """Adam with decoupled decay of weights (Loshchilov & Hutter): PyTorch's own fused step.
 
-`torch.optim.AdamW` would import PyTorch's graph compiler when it is made, which takes longer than all else that a
-training process does before its first step.
+`torch.optim.AdamW` would import PyTorch's graph compiler when it is made, for which no
+training process has any use.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, glu, layer_norm, scaled_dot_product_attention
 
 from flowpp import fused
-from flowpp.config import Attention
-from flowpp.cpu_kernels import HEAD_SIZES
+from flowpp.config import HEAD_SIZES, Attention
 from flowpp.dropout import Dropout
 from flowpp.initialization import DataDependent, normal
 

@@ -11,6 +11,9 @@ Stage = Annotated[str, StringConstraints(pattern=r"^(squeeze|(columns|channels) 
 Attention = Literal["softmax", "maximum", "none"]
 """Of a conditioner's blocks: gated softmax attention, the parameter-matched maximum (ablation), or none."""
 
+HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
+"""Features of an attention head for which there is a CPU kernel; others are computed by plain PyTorch."""
+
 Shape = tuple[int, int, int]
 """Channels, height, width."""
 

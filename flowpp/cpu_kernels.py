@@ -14,9 +14,6 @@ from torch import Tensor
 from flowpp.logistic import evaluation_limits
 from flowpp.native import integers, kernels, pointer
 
-HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
-"""Features of an attention head that there is a kernel for."""
-
 _TILE_HEAD_SIZE, _TILE_LENGTH = 16, 128
 """Least features of a head and positions for which the matrix tiles are the faster way to attend."""
 
@@ -43,7 +40,7 @@ def convolve_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Ten
     """Convolution with same padding on the processor's matrix tiles, of x or of concat_elu(x), float32.
 
     [B, F, H, W], weight [filters, F or 2F, k, k] with odd k -> [B, filters, H, W]. Each number is taken as the sum of
-    two bfloat16s: what it gives is off by some 4e-6 of its root mean square, where float32 is by some 4e-7.
+    two bfloat16s (flowpp/kernels/tiles.h): what it gives is off by up to 5e-6 of its root mean square.
     """
     (x, elu), weight = _for_tiles(x, elu), channels_last(weight)
     out = _new(x, len(weight))
@@ -105,7 +102,7 @@ def gate_norm_backward(
 def attention(qkv: Tensor, heads: int, drop: Drop) -> tuple[Tensor, Tensor]:
     """(dropout(softmax attention) over all positions [B, F, H, W], what `attention_backward` needs of it).
 
-    qkv [B, 3F, H, W] is ordered (q, k, v), heads, features, of which a head has one of `HEAD_SIZES`.
+    qkv [B, 3F, H, W] is ordered (q, k, v), heads, features, of which a head has one of `flowpp.config.HEAD_SIZES`.
     """
     out, length = _new(qkv, qkv.shape[1] // 3), qkv.shape[2] * qkv.shape[3]
     log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)

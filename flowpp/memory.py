@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowpp.config import Attention, ModelConfig, TrainingConfig, flow_shape, stage_couplings
+from flowpp.config import HEAD_SIZES, Attention, ModelConfig, TrainingConfig, flow_shape, stage_couplings
 
 _BYTES = 4
 _COPIES = 6
@@ -21,9 +21,6 @@ _NORMALIZED_COPIES = 2
 
 _MIXTURE_TEMPORARIES = 14
 """Of a coupling's mixture, as wide as its components, in its backward pass; its kernel has the gradients alone, 3."""
-
-KERNEL_HEADS = frozenset({4, 8, 16, 24, 26, 32})
-"""Features of a head that attention has a kernel for: `flowpp.cpu_kernels.HEAD_SIZES`, which needs torch."""
 
 _DROPPED = 1.25
 """What dropout behind attention without a kernel keeps: values, and a byte each of what was dropped."""
@@ -276,4 +273,4 @@ class _Network:
 
     @property
     def _has_kernel(self) -> bool:
-        return self.attention == "softmax" and self.filters // self.model.heads in KERNEL_HEADS
+        return self.attention == "softmax" and self.filters // self.model.heads in HEAD_SIZES

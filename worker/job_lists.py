@@ -12,7 +12,7 @@ from redis import Redis
 from worker.transitions import JobStatus, JobType, load_script
 
 _SLICE = 500
-"""Jobs that one script puts into the lists: 10 ms, in which Redis does nothing else."""
+"""Jobs that one script puts into the lists: meanwhile Redis does nothing else."""
 
 _Counts = dict[JobType, dict[JobStatus, int]]
 

@@ -40,8 +40,8 @@ inline void split_weights(Float even, Float odd, __m512i& high, __m512i& low) {
     low = upper_halves((Float)_mm512_add_epi32((__m512i)(even - a), half), (Float)_mm512_add_epi32((__m512i)(odd - b), half));
 }
 
-// One head of one image at a time. SIDE queries are weighed while the scores of the next come in: tiles take no time
-// then beside the exponentials.
+// One head of one image at a time. SIDE queries are weighed while the scores of the next come in, so that
+// tiles and exponentials can be computed side by side.
 template <int D> class TileAttention {
 public:
     explicit TileAttention(int64_t length)

@@ -11,8 +11,7 @@ from torch.nn.functional import conv2d, glu, layer_norm, scaled_dot_product_atte
 
 from flowpp import cpu_kernels, fused
 from flowpp.conditioner import GatedAttention, Layers, concat_elu
-from flowpp.config import ModelConfig
-from flowpp.cpu_kernels import HEAD_SIZES
+from flowpp.config import HEAD_SIZES, ModelConfig
 from flowpp.logistic import mixture_logit, solve
 from flowpp.model import FlowPP
 from flowpp.native import REALS, kernels

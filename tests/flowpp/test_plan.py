@@ -15,11 +15,10 @@ from torch import Tensor
 
 from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
-from flowpp.cpu_kernels import HEAD_SIZES
 from flowpp.data import ImageSet
 from flowpp.dropout import seeded
 from flowpp.durable import replace_file
-from flowpp.memory import KERNEL_HEADS, estimate, micro_batch
+from flowpp.memory import estimate, micro_batch
 from flowpp.model import FlowPP
 from flowpp.plan import SURE, DoesNotFit, choose, fits
 from flowpp.presets import PRESETS, resolve_model, resolve_training
@@ -134,10 +133,6 @@ def test_the_estimate_counts_what_attention_keeps_under_dropout(heads: int) -> N
         flow.log_prob(images, noise=flow.draw_noise(16))
     size = sum(x.untyped_storage().nbytes() for x in kept.values()) / 16
     assert estimate(model, resolve_training("small", {})).per_image / size == pytest.approx(1, abs=0.03)
-
-
-def test_the_estimate_knows_which_heads_have_a_kernel() -> None:
-    assert KERNEL_HEADS == HEAD_SIZES
 
 
 WIDE = {"filters": 96, "heads": 4, "blocks": 4, "components": 8}
