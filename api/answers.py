@@ -5,14 +5,14 @@ import time
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import Depends, Response
+from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import FinishedOf, ServiceOf
 from api.preferences import Preferences, PreferencesOf
 from api.schemas import JobObject
 from worker.finished import Finished
-from worker.jobs import Job
+from worker.jobs import Job, Jobs
 from worker.service import Service
 
 RETRY_AFTER_SECONDS = 1
@@ -20,13 +20,48 @@ LOOK_SECONDS = 1.0
 """Word that a job has finished may be lost: then it is seen so much later."""
 
 
+class Looks:
+    """Looks for jobs: a batch ends many at once, and what is asked for while a look is under way waits for the next.
+
+    Raises `NotFound`.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._asked: dict[str, asyncio.Future[Job | None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def __call__(self, job_id: str) -> Job:
+        found = self._asked.setdefault(job_id, asyncio.get_running_loop().create_future())
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        await asyncio.wait([found])
+        job = found.result()
+        return job if job is not None else await run_in_threadpool(self._jobs.get, job_id)
+
+    async def _look(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            try:
+                jobs = await run_in_threadpool(self._jobs.find, list(asked))
+            except Exception as error:  # raised where it was asked for
+                for found in asked.values():
+                    found.set_exception(error)
+            else:
+                for found, job in zip(asked.values(), jobs, strict=True):
+                    found.set_result(job)
+
+
 class Answer:
     """Answers a new job: 200 with the finished one if it is so in time, else 202, Location and Retry-After."""
 
-    def __init__(self, response: Response, service: Service, finished: Finished, preferences: Preferences) -> None:
+    def __init__(
+        self, response: Response, service: Service, finished: Finished, looks: Looks, preferences: Preferences
+    ) -> None:
         self._response = response
         self._service = service
         self._finished = finished
+        self._looks = looks
         self._preferences = preferences
 
     async def __call__(self, job: Job) -> JobObject:
@@ -53,13 +88,15 @@ class Answer:
                     async with asyncio.timeout(min(deadline - time.monotonic(), LOOK_SECONDS)):
                         await word.wait()
                 word.clear()  # before the look: word that comes after it is heard
-                job = await run_in_threadpool(self._service.jobs.get, job_id)
+                job = await self._looks(job_id)
                 if job.finished or time.monotonic() > deadline:
                     return job
 
 
-async def _answer(response: Response, service: ServiceOf, finished: FinishedOf, preferences: PreferencesOf) -> Answer:
-    return Answer(response, service, finished, preferences)
+async def _answer(
+    request: Request, response: Response, service: ServiceOf, finished: FinishedOf, preferences: PreferencesOf
+) -> Answer:
+    return Answer(response, service, finished, request.app.state.looks, preferences)
 
 
 AnswerOf = Annotated[Answer, Depends(_answer)]

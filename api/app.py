@@ -10,6 +10,7 @@ from redis.asyncio import ConnectionPool
 
 from api import openapi, problems, redaction
 from api.addresses import Addresses
+from api.answers import Looks
 from api.auth import BEARER, Identification
 from api.bodies import check_media_type
 from api.intake import Intake
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.finished = finished
+    app.state.looks = Looks(service.jobs)
     app.state.metrics = registry
     problems.install(app)
     redaction.install()

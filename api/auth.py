@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import math
 import time
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,6 +156,7 @@ def _check_local(scope: Scope, headers: Headers) -> None:
             raise Refused(403, "not_loopback", detail)
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True

@@ -1,7 +1,8 @@
 """The artifact store: directories of files on a local disk or behind any fsspec URL, each whole or not there.
 
 `<prefix>/manifest.json` lists the files of a stored directory with sizes and sha256. It is written last and removed
-first: what has no manifest does not exist.
+first: what has no manifest does not exist. A prefix that ends in .json is a manifest without files, and no directory:
+of records that are many, since directories take longer to make than files to write.
 """
 
 import errno
@@ -27,6 +28,8 @@ from worker.object_store import StoreUnavailable, Upload, abort, file_system, re
 from worker.refusals import NotFound
 
 MANIFEST = "manifest.json"
+ALONE = ".json"
+"""Ends the names of manifests that have no files."""
 
 _PIECE_BYTES = 2**22
 _REMEMBERED = 100_000  # files that were verified
@@ -104,13 +107,13 @@ class ArtifactStore:
     def manifest(self, prefix: str) -> Manifest:
         """Raises `NotFound`, and `DamagedArtifact` where it is not what was written."""
         try:
-            manifest = Manifest.model_validate_json(self._fs.cat_file(self._path(prefix, MANIFEST)))
+            manifest = Manifest.model_validate_json(self._fs.cat_file(self._path(_manifest_of(prefix))))
         except FileNotFoundError as error:
             raise NotFound("artifact_not_found", f"nothing is stored as {prefix}") from error
         except ValidationError as error:
-            raise DamagedArtifact(f"{prefix}/{MANIFEST} is no manifest: {error}") from error
+            raise DamagedArtifact(f"{_manifest_of(prefix)} is no manifest: {error}") from error
         if manifest.damaged:
-            raise DamagedArtifact(f"the record in {prefix}/{MANIFEST} has another sha256 than it says")
+            raise DamagedArtifact(f"the record in {_manifest_of(prefix)} has another sha256 than it says")
         return manifest
 
     @reaching(_STORE)
@@ -224,6 +227,10 @@ class ArtifactStore:
     def delete(self, prefix: str) -> None:
         """Removes all below `prefix`, of which there may be nothing. Others may do the same meanwhile."""
         path = self._path(prefix)
+        if prefix.endswith(ALONE):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+            return
         for manifest in sorted((name for name in self._find(path) if name.endswith(f"/{MANIFEST}")), key=len):
             with suppress(FileNotFoundError):
                 self._fs.rm_file(manifest)
@@ -342,7 +349,7 @@ class ArtifactStore:
         return manifest
 
     def _write_manifest(self, prefix: str, manifest: Manifest) -> None:
-        self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(prefix, MANIFEST))
+        self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(_manifest_of(prefix)))
 
     def _has(self, prefix: str, manifest: Manifest) -> bool:
         """Whether just this is stored as `prefix`."""
@@ -362,6 +369,10 @@ class ArtifactStore:
     def _writing(self, path: str) -> AbstractContextManager[Any]:
         """A file that appears whole at the end of the block, or not at all."""
         return _replacing(Path(path)) if self.directory is not None else uploading(self._fs, path)
+
+
+def _manifest_of(prefix: str) -> str:
+    return prefix if prefix.endswith(ALONE) else f"{prefix}/{MANIFEST}"
 
 
 def _damaged(prefix: str, name: str) -> DamagedArtifact:

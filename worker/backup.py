@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from worker.artifacts import MANIFEST, ArtifactStore, DamagedArtifact
+from worker.artifacts import ALONE, MANIFEST, ArtifactStore, DamagedArtifact
 from worker.rebuilding import KINDS
+from worker.recorder import RECORD
 from worker.refusals import Conflict, NotFound
 
 _FOLDERS = ("jobs", *KINDS.values())
@@ -77,4 +78,8 @@ def _places(store: ArtifactStore, things: Iterable[str]) -> list[str]:
             place, _, name = f"{thing}/{file.name}".rpartition("/")
             if name == MANIFEST and place.count("/") == (2 if place.startswith("jobs/") else 1):
                 found.append(place)
+            elif (
+                name.startswith(RECORD) and name.endswith(ALONE) and place.startswith("jobs/") and place.count("/") == 1
+            ):
+                found.append(f"{place}/{name}")
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.artifacts import Listed, delete_directory
+from worker.artifacts import ALONE, Listed, delete_directory
 from worker.jobs import TERMINAL
 from worker.rebuilding import KINDS, is_empty, under_way
 from worker.recorder import RECORD
@@ -87,7 +87,7 @@ def _outdated(service: Service, job_id: str, files: Sequence[Listed]) -> Iterato
     for name, its_files in _grouped(files, 2).items():
         place, part = f"jobs/{name}", name.partition("/")[2]
         if part.startswith(RECORD):
-            unneeded = recorded is not None and part != f"{RECORD}{recorded}"
+            unneeded = recorded is not None and part.removesuffix(ALONE) != f"{RECORD}{recorded}"
         else:
             unneeded = part.startswith("attempt-") and status in TERMINAL and place != artifacts
         if unneeded:

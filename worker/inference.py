@@ -23,6 +23,9 @@ LINGER_SECONDS = 1.0
 _LOOK_SECONDS = 0.005
 """From one look for jobs to the next, while a batch could begin."""
 
+_LOOK_BESIDE_SECONDS = 0.02
+"""The same beside a batch that is under way: it takes longer, and the next begins only when it has as many jobs."""
+
 _AWAKE_SECONDS = 2.0
 _LARGES = 2
 
@@ -49,7 +52,7 @@ class Inference:
                 stopping = self._shutdown.is_set()
                 if held.lanes.free and not stopping:
                     held.begin(self._claim(held.works))
-                if held.step(stopping, _LOOK_SECONDS):
+                if held.step(stopping, _LOOK_BESIDE_SECONDS):
                     until = time.monotonic() + LINGER_SECONDS
                 elif stopping:
                     return

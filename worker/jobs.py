@@ -207,10 +207,18 @@ class Jobs:
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
-        found = self._load([job_id])
-        if not found or owner not in (None, found[0].owner):
+        [job] = self.find([job_id])
+        if job is None or owner not in (None, job.owner):
             raise _not_found(job_id)
-        return found[0]
+        return job
+
+    def find(self, ids: Sequence[str]) -> list[Job | None]:
+        """The jobs of these ids, in one round trip; none for what there is not."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipeline.hgetall(job_key(job_id))
+        records = zip(ids, pipeline.execute(), strict=True)
+        return [_parse(job_id, fields) if fields else None for job_id, fields in records]
 
     def page(
         self,
@@ -385,10 +393,7 @@ class Jobs:
         return status
 
     def _load(self, ids: Sequence[str]) -> list[Job]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hgetall(job_key(job_id))
-        return [_parse(job_id, fields) for job_id, fields in zip(ids, pipeline.execute(), strict=True) if fields]
+        return [job for job in self.find(ids) if job is not None]
 
 
 _JSON = ("request", "plan", "metadata", "progress", "result", "error")

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.artifacts import MANIFEST, DamagedArtifact, Manifest
+from worker.artifacts import ALONE, MANIFEST, DamagedArtifact, Manifest
 from worker.jobs import TERMINAL
-from worker.recorder import RECORD, place
+from worker.recorder import RECORD
 from worker.refusals import Conflict, NotFound
 from worker.service import Service
 from worker.transitions import Transitions, job_key
@@ -81,13 +81,19 @@ def _places(service: Service, folder: str) -> list[str]:
 
 
 def _job_places(service: Service) -> list[str]:
-    """Of each job's newest record."""
-    newest: dict[str, int] = {}
+    """Of each job's newest record: a manifest alone, or the directory that older versions have made for it."""
+    newest: dict[str, tuple[int, str]] = {}
     for file in service.store.listing("jobs"):
         match file.name.split("/"):
+            case [job_id, record] if record.startswith(RECORD) and record.endswith(ALONE):
+                pass
             case [job_id, record, name] if record.startswith(RECORD) and name == MANIFEST:
-                newest[job_id] = max(newest.get(job_id, 0), int(record.removeprefix(RECORD)))
-    return [place(job_id, str(changed)) for job_id, changed in newest.items()]
+                pass
+            case _:
+                continue
+        changed = int(record.removeprefix(RECORD).removesuffix(ALONE))
+        newest[job_id] = max(newest.get(job_id, (0, "")), (changed, f"jobs/{job_id}/{record}"))
+    return [place for _, place in newest.values()]
 
 
 def _manifests(service: Service, places: list[str], rebuilt: Rebuilt) -> Iterator[Manifest]:

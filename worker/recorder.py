@@ -1,9 +1,9 @@
 """The recorder: writes what Redis knows of jobs into the artifact store, from which `flowpp reindex` has it again.
 
 Each change of a job's status, and each checkpoint of it, marks the job in `flowpp:changed`. It is stored then as
-`jobs/<id>/record-<changed>`, in one object: a new one, so that one who is late overwrites nothing newer; the one before
-is deleted. The mark goes when what it marks is stored. What a training job tells between two checkpoints is stored with
-the second, since from the first it would go on.
+`jobs/<id>/record-<changed>.json`, in one object: a new one, so that one who is late overwrites nothing newer; the one
+before is deleted. The mark goes when what it marks is stored. What a training job tells between two checkpoints is
+stored with the second, since from the first it would go on.
 """
 
 import json
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+from worker.artifacts import ALONE
 from worker.connection import UNREACHABLE, redis_time
 from worker.service import Service
 from worker.transitions import Transitions, job_key
@@ -34,6 +35,9 @@ LAST_SECONDS = 5
 _TURN_SECONDS = 60
 _JOBS = 200  # at a time
 _THREADS = 8
+_TOGETHER = 25  # jobs that are read at once, of which each thread has so many
+_FEW = 100  # events
+_Events = Sequence[tuple[str, dict[str, str]]]
 _TAKE = """
 local whose = redis.call('GET', KEYS[1])
 if whose and whose ~= ARGV[1] then return 0 end
@@ -103,35 +107,63 @@ class Recorder:
         last = f"{1e6 * (redis_time(self._redis) - self._leave_seconds):.0f}" if self._leave_seconds else "+inf"
         marks = self._redis.zrangebyscore("flowpp:changed", "-inf", last, start=0, num=_JOBS, withscores=True)
         if marks:
+            parts = [marks[start : start + _TOGETHER] for start in range(0, len(marks), _TOGETHER)]
             with ThreadPoolExecutor(_THREADS, "record") as threads:
-                stored = [threads.submit(self._record, job_id, f"{marked:.0f}") for job_id, marked in marks]
-            for each in stored:
-                each.result()
+                failed = [error for errors in threads.map(self._record, parts) for error in errors]
+            if failed:
+                raise failed[0]
         return len(marks)
 
-    def _record(self, job_id: str, marked: str) -> None:
-        """Stores a job as it is now, and deletes what was stored of it before; or all, where there is no such job."""
+    def _record(self, marks: Sequence[tuple[str, float]]) -> list[Exception]:
+        """Stores jobs as they are now, and deletes what was stored of them before; of one that is not there, all.
+
+        Why some could not be stored: they stay marked.
+        """
+        stored, failed = [], []
+        for (job_id, marked), (fields, events) in zip(marks, self._read([job_id for job_id, _ in marks]), strict=True):
+            changed = fields.get("changed", f"{marked:.0f}")
+            try:
+                if fields:
+                    fields.pop("recorded", None)
+                    record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
+                    self._service.store.put_record(place(job_id, changed), record)
+            except Exception as error:  # it does not keep the others from being stored
+                failed.append(error)
+            else:
+                stored.append((job_id, changed))
+        for (job_id, _), outdated in zip(stored, self._scripts.recorded(stored), strict=True):
+            try:
+                if outdated == "missing":  # it was deleted, maybe since we have read it
+                    self._service.store.delete(f"jobs/{job_id}")
+                elif outdated:
+                    self._service.store.delete(place(job_id, outdated))
+            except Exception as error:
+                failed.append(error)
+        return failed
+
+    def _read(self, ids: Sequence[str]) -> list[tuple[dict[str, str], _Events]]:
+        """The record of each job, none of which may be there, and its events as of that record.
+
+        Those of jobs that have many are read alone, so that a few are in memory at a time.
+        """
         with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hgetall(job_key(job_id))
-            pipeline.xrange(f"{job_key(job_id)}:events")
-            fields, events = pipeline.execute()
-        changed = fields.get("changed", marked)
-        if fields:
-            fields.pop("recorded", None)
-            record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
-            self._service.store.put_record(place(job_id, changed), record)
-        outdated = self._scripts.recorded(job_id, changed)
-        if outdated == "missing":  # it was deleted, maybe since we have read it
-            self._service.store.delete(f"jobs/{job_id}")
-        elif outdated:
-            self._service.store.delete(place(job_id, outdated))
+            for job_id in ids:
+                pipeline.hgetall(job_key(job_id))
+                pipeline.xrange(f"{job_key(job_id)}:events", count=None if len(ids) == 1 else _FEW)
+            found = pipeline.execute()
+        pairs = list(zip(found[::2], found[1::2], strict=True))
+        if len(ids) == 1:
+            return pairs
+        return [
+            pair if len(pair[1]) < _FEW else self._read([job_id])[0] for job_id, pair in zip(ids, pairs, strict=True)
+        ]
 
 
 def place(job_id: str, changed: str) -> str:
     """Where in the store a job is as of `changed`."""
-    return f"jobs/{job_id}/{RECORD}{changed}"
+    return f"jobs/{job_id}/{RECORD}{changed}{ALONE}"
 
 
-def _as_lines(events: Sequence[tuple[str, dict[str, str]]]) -> str:
+def _as_lines(events: _Events) -> str:
     """A job's stream as JSON lines: each an event's id, type and data."""
     return "".join(json.dumps([event_id, fields["type"], fields["data"]]) + "\n" for event_id, fields in events)

@@ -32,9 +32,11 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 MAX_EVENTS = 100_000
 """Events kept of a job, about; the oldest give way."""
@@ -78,7 +80,9 @@ def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SE
     limits = {"MAX_EVENTS": MAX_EVENTS, "RESULT_TTL": result_ttl_seconds, **_WEBHOOK_LIMITS}
     names = {"TYPES": _table(get_args(JobType)), "STATUSES": _table(get_args(JobStatus))}
     constants = "".join(f"local {constant} = {value}\n" for constant, value in {**limits, **names}.items())
-    return redis.register_script(constants + _source("prelude") + _source("webhooks") + _source(name))
+    shared = constants + _source("prelude") + _source("webhooks")
+    ended = "local answer = main()\nwrite()\nreturn answer\n"
+    return redis.register_script(f"{shared}local function main()\n{_source(name)}end\n{ended}")
 
 
 class Transitions:
@@ -118,8 +122,8 @@ class Transitions:
 
         Else why it is not: 'full', 'quota', or the id of what it uses and does not exist.
         """
-        answer = self._submit(args=[job_id, max_queued, max_jobs, claim, json.dumps(fields)])
-        return answer if isinstance(answer, str) else (bool(answer[0]), _record(answer[1]))
+        answer = self._submit(args=[job_id, max_queued, max_jobs, claim, *chain.from_iterable(fields.items())])
+        return answer if isinstance(answer, str) else (bool(answer[0]), {**fields, **_record(answer[1])})
 
     def claim(
         self, queue: str, worker: str, lease_seconds: float, capacity: int, large: int, larges: int, awake: float
@@ -134,10 +138,7 @@ class Transitions:
 
     def renew(self, held: Sequence[tuple[str, int]], lease_seconds: float) -> list[str | None]:
         """The statuses of jobs, each by its id and attempt; 0 seconds leave the leases as they are."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id, attempt in held:
-                self._renew(args=[job_id, attempt, lease_seconds], client=pipeline)
-            return pipeline.execute()
+        return [wish or None for wish in self._renew(args=[lease_seconds, *chain.from_iterable(held)])] if held else []
 
     def matching(self, ids: Sequence[str], metadata: Mapping[str, str]) -> list[str]:
         """Those of the jobs that have all these metadata."""
@@ -153,10 +154,16 @@ class Transitions:
 
     def end(self, endings: Sequence[Sequence[str | int]]) -> list[str | None]:
         """The jobs' new statuses, each by (id, attempt, outcome, code, message, result, artifacts, progress)."""
+        if len(endings) == 1:
+            return [self._end(args=endings[0])]
         with self._redis.pipeline(transaction=False) as pipeline:
             for ending in endings:
-                self._end(args=ending, client=pipeline)
-            return pipeline.execute()
+                pipeline.evalsha(self._end.sha, 0, *ending)
+            answers = pipeline.execute(raise_on_error=False)
+        return [  # one that came to nothing, say since the server does not know the script yet, is told alone
+            self._end(args=ending) if isinstance(answer, ResponseError) else answer
+            for ending, answer in zip(endings, answers, strict=True)
+        ]
 
     def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""
@@ -181,9 +188,9 @@ class Transitions:
         """'deleted', 'missing' or 'in_use'."""
         return self._unregister(args=[kind, record_id, job_id])
 
-    def recorded(self, job_id: str, changed: str) -> str:
-        """Says that a job's record of `changed` is stored; which is to be deleted now: '' none, 'missing' all."""
-        return self._recorded(args=[job_id, changed])
+    def recorded(self, stored: Sequence[tuple[str, str]]) -> list[str]:
+        """Says of jobs that their records of `changed` are stored; which to delete now: '' none, 'missing' all."""
+        return self._recorded(args=list(chain.from_iterable(stored)))
 
     def restore(self, job_id: str, fields: Mapping[str, str], lost: str) -> str:
         """The status of a job whose events are there; the event of one that was held says `lost`."""

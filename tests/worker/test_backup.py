@@ -105,3 +105,13 @@ def test_an_empty_store_empties_no_backup(tmp_path: Path, store: ArtifactStore, 
     with pytest.raises(Conflict, match="nothing in the store"):
         back_up(ArtifactStore(str(tmp_path / "another")), backup)
     assert content(backup) == content(store)
+
+
+def test_a_manifest_alone_is_backed_up_and_goes_when_it_is_gone(store: ArtifactStore, backup: ArtifactStore) -> None:
+    store.put_record("jobs/job_2/record-300.json", {"as of": 300})
+    back_up(store, backup)
+    assert backup.manifest("jobs/job_2/record-300.json").record == {"as of": 300}
+    assert content(backup) == content(store)
+    store.delete("jobs/job_2/record-300.json")
+    assert back_up(store, backup).deleted == 1
+    assert content(backup) == content(store)

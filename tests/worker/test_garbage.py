@@ -64,10 +64,12 @@ def test_what_nothing_refers_to_is_deleted_and_all_else_stays(
         "checkpoints/ckpt_gone",
         "jobs/job_gone/attempt-1",
         f"jobs/{job.id}/attempt-0",
-        place(job.id, "12345"),
+        f"jobs/{job.id}/record-12345",  # of an older version
     ]
     for prefix in garbage:
         service.store.put(prefix, source)
+    garbage.append(place(job.id, "12345"))
+    service.store.put_record(garbage[-1], {"of": job.id})
     service.store._put_bytes(b"", service.store._path("checks", "left"))
     assert collect(service) == []  # they are new
     would = collect(service, grace_seconds=0, dry_run=True)

@@ -748,3 +748,28 @@ def test_failures_count_anew_after_progress(service: Service, submit: Submit) ->
 def test_a_likelihood_job_is_not_resumed_as_it_cannot_be_paused(service: Service, submit: Submit) -> None:
     with pytest.raises(Conflict, match="only a paused job can be resumed"):
         service.jobs.resume(submit("likelihood").id)
+
+
+def test_a_job_that_is_sent_again_since_the_answer_was_lost_stays_what_it_is(service: Service) -> None:
+    new = NewJob(new_job_id(), "training", {"of": "this test"}, {}, {}, ())
+    service.jobs.submit(new, max_queued=1)
+    running = claim(service)
+    job, to_be_rung = service.jobs.submit(new, max_queued=1)
+    assert (job, to_be_rung) == (running, True)
+    assert statuses(service, job) == ["queued", "running"]
+    assert service.jobs.waiting("training") == []
+
+
+def test_wishes_are_heard_of_many_jobs_at_once_each_by_its_attempt(service: Service, submit: Submit) -> None:
+    for _ in range(3):
+        submit()
+    lost, cancelled, running = (claim(service) for _ in range(3))
+    service.jobs.end(lost, "stopped")
+    service.jobs.cancel(cancelled.id)
+    assert service.jobs.wishes([lost, cancelled, running], renew=True) == [None, "cancelling", "running"]
+    assert service.jobs.wishes([]) == []
+
+
+def test_jobs_are_found_together_and_none_is_said_of_what_there_is_not(service: Service, submit: Submit) -> None:
+    first, second = submit(), submit()
+    assert service.jobs.find([first.id, "job_0", second.id]) == [first, None, second]

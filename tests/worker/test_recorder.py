@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.worker.conftest import Submit
+from worker.garbage import collect
 from worker.jobs import Progress
+from worker.rebuilding import rebuild
 from worker.recorder import Recorder, place
 from worker.redis_server import RedisServer
 from worker.service import Service
@@ -193,3 +195,54 @@ def test_a_recorder_ends_where_the_store_or_redis_is_away(
         away = ends.enter_context(Service(service.settings.model_copy(update={"redis_url": server.url})))
         ends.enter_context(Recorder(away))
         server.stop()
+
+
+def test_many_events_are_stored_whole_beside_jobs_of_few(service: Service, submit: Submit) -> None:
+    submit(), submit()
+    (job,) = service.jobs.claim("training", "a")
+    for step in range(250):
+        service.events.append(job, "metrics", {"step": step})
+    assert Recorder(service).record() == 2
+    (name,) = records(service, job.id)
+    events = service.store.manifest(f"jobs/{job.id}/{name}").record["events"]
+    assert len(events.splitlines()) == 252
+
+
+def test_records_of_older_versions_are_read_and_give_way_to_newer_ones(service: Service, submit: Submit) -> None:
+    """They were directories."""
+    recorder, old, newer = Recorder(service), submit("sampling"), submit("sampling")
+    recorder.record()
+    for job in (old, newer):
+        (changed,) = service.redis.hmget(f"flowpp:job:{job.id}", "changed")
+        record = service.store.manifest(place(job.id, changed)).record
+        service.store.delete(place(job.id, changed))
+        service.store.put_record(f"jobs/{job.id}/record-{changed}", record)
+    assert collect(service, grace_seconds=-1) == []
+    service.jobs.cancel(newer.id)
+    recorder.record()
+    service.redis.flushall()
+    assert rebuild(service).jobs == 2
+    assert service.jobs.get(old.id).status == "queued"
+    assert service.jobs.get(newer.id).status == "cancelled"
+    (garbage,) = collect(service, grace_seconds=-1)
+    assert garbage.name.startswith(f"jobs/{newer.id}/record-")
+    assert rebuild_anew(service) == {old.id: "queued", newer.id: "cancelled"}
+
+
+def rebuild_anew(service: Service) -> dict[str, str]:
+    """The statuses of the jobs that the store knows."""
+    service.redis.flushall()
+    rebuild(service)
+    return {job.id: job.status for job in service.jobs.page().data}
+
+
+def test_a_record_is_one_file_and_none_is_left_of_a_deleted_job(service: Service, submit: Submit) -> None:
+    recorder, job = Recorder(service), submit("sampling")
+    service.jobs.cancel(job.id)
+    recorder.record()
+    (changed,) = service.redis.hmget(f"flowpp:job:{job.id}", "changed")
+    assert records(service, job.id) == [f"record-{changed}.json"]
+    assert service.delete_job(job.id)
+    recorder.record()
+    assert service.store.listing("jobs") == []
+    assert rebuild_anew(service) == {}

@@ -24,5 +24,6 @@ if redis.call('EXISTS', 'flowpp:jobs:owner:' .. get(id, 'owner')) == 0 then
   redis.call('SREM', 'flowpp:owners', get(id, 'owner'))
 end
 changed(id) -- the recorder deletes what is stored of a job that is not there
+unwritten[id] = nil
 redis.call('DEL', key(id), key(id) .. ':events', key(id) .. ':checkpoints')
 return 'deleted'

@@ -1,4 +1,5 @@
 local id, attempt, outcome, code, message, result, artifacts, progress = unpack(ARGV)
+read(id)
 if not current(id, attempt) then return nil end
 if progress ~= '' then set(id, 'progress', progress) end
 if result ~= '' then set(id, 'result', result) end

@@ -18,7 +18,13 @@ for _, owner in ipairs(owners) do
 end
 if #owners > 0 then return 1 end
 local jobs = redis.call('ZRANGEBYSCORE', 'flowpp:jobs', behind, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
-for place = 1, #jobs, 2 do enlist(jobs[place]) end
+for place = 1, #jobs, 2 do
+  local known = redis.call('HMGET', key(jobs[place]), 'owner', 'type', 'status', 'sequence')
+  if known[3] then
+    redis.call('ZADD', list_of(known), known[4], jobs[place])
+    redis.call('SADD', 'flowpp:owners', known[1] or '')
+  end
+end
 local more = #jobs == 2 * most
 redis.call('SET', 'flowpp:indexed', more and '(' .. jobs[#jobs] or '1')
 return more and 1 or 0

@@ -3,15 +3,69 @@
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 local HELD = {running = true, pausing = true, cancelling = true}
 
+local time -- stands still while a script runs
 local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+  if not time then
+    local t = redis.call('TIME')
+    time = tonumber(t[1]) + tonumber(t[2]) / 1000000
+  end
+  return time
 end
 
 local function seconds(t) return string.format('%.6f', t) end
 local function key(id) return 'flowpp:job:' .. id end
-local function get(id, field) return redis.call('HGET', key(id), field) or '' end
-local function set(id, ...) redis.call('HSET', key(id), ...) end
+
+-- Records that the script has in whole, and the fields of them that it writes when it ends, all at once.
+local records, unwritten = {}, {}
+
+local function hold(id, record)
+  records[id], unwritten[id] = record, {}
+end
+
+local function read(id)
+  if records[id] then return end
+  local record, fields = {}, redis.call('HGETALL', key(id))
+  for place = 1, #fields, 2 do record[fields[place]] = fields[place + 1] end
+  hold(id, record)
+end
+
+local function get(id, field)
+  if records[id] then return records[id][field] or '' end
+  return redis.call('HGET', key(id), field) or ''
+end
+
+local function set(id, ...)
+  if not records[id] then
+    redis.call('HSET', key(id), ...)
+    return
+  end
+  local fields = {...}
+  for place = 1, #fields, 2 do
+    records[id][fields[place]] = tostring(fields[place + 1])
+    unwritten[id][fields[place]] = true
+  end
+end
+
+local function write()
+  for id, names in pairs(unwritten) do
+    local fields = {}
+    for name in pairs(names) do
+      table.insert(fields, name)
+      table.insert(fields, records[id][name])
+    end
+    if #fields > 0 then redis.call('HSET', key(id), unpack(fields)) end
+  end
+end
+
+-- A record that the script has, as HGETALL gives it.
+local function whole(id)
+  local fields = {}
+  for name, value in pairs(records[id]) do
+    table.insert(fields, name)
+    table.insert(fields, value)
+  end
+  return fields
+end
 
 local notify -- in webhooks.lua
 
@@ -31,8 +85,9 @@ end
 
 -- The attempt that writes is the one that holds the job: else its writes are refused.
 local function current(id, attempt)
-  local status = get(id, 'status')
-  if HELD[status] and get(id, 'attempt') == attempt then return status end
+  local known = records[id] and {get(id, 'status'), get(id, 'attempt')}
+    or redis.call('HMGET', key(id), 'status', 'attempt')
+  if HELD[known[1]] and known[2] == attempt then return known[1] end
   return nil
 end
 
@@ -81,6 +136,7 @@ local function index_job(id)
   local sequence, owner = get(id, 'sequence'), get(id, 'owner')
   redis.call('ZADD', 'flowpp:jobs', sequence, id)
   redis.call('ZADD', 'flowpp:jobs:owner:' .. owner, sequence, id)
+  redis.call('SADD', 'flowpp:owners', owner)
   if not TERMINAL[get(id, 'status')] then redis.call('SADD', 'flowpp:unfinished:' .. owner, id) end
 end
 
@@ -113,7 +169,7 @@ end
 -- Of an attempt that has ended, or of none yet.
 local function forget_estimate(id)
   local written = get(id, 'progress')
-  if written == '' then return end
+  if written == '' or string.find(written, '"estimated_finish_at":null', 1, true) then return end
   local progress = cjson.decode(written)
   progress.estimated_finish_at = nil
   set(id, 'progress', cjson.encode(progress))
@@ -125,18 +181,18 @@ local function list_of(known)
 end
 
 local function enlist(id)
-  local known = redis.call('HMGET', key(id), 'owner', 'type', 'status', 'sequence')
-  if not known[3] then return end
-  redis.call('ZADD', list_of(known), known[4], id)
-  redis.call('SADD', 'flowpp:owners', known[1] or '')
+  read(id)
+  if get(id, 'status') == '' then return end
+  redis.call('ZADD', list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), get(id, 'sequence'), id)
 end
 
 -- Not while a server's older jobs are put into the lists (index.lua).
 local function all_listed() return redis.call('GET', 'flowpp:indexed') == '1' end
 
 local function delist(id)
-  local known = redis.call('HMGET', key(id), 'owner', 'type', 'status')
-  if known[3] then redis.call('ZREM', list_of(known), id) end
+  read(id)
+  if get(id, 'status') == '' then return end
+  redis.call('ZREM', list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), id)
 end
 
 local function set_status(id, status)
@@ -147,10 +203,13 @@ end
 
 -- The one place where a status changes.
 local function become(id, status, data)
-  local queue, t = get(id, 'queue'), now()
-  redis.call('ZREM', 'flowpp:queued:' .. queue, id)
-  redis.call('ZREM', 'flowpp:leases', id)
-  redis.call('ZREM', 'flowpp:training', id)
+  read(id)
+  local queue, before, t = get(id, 'queue'), get(id, 'status'), now()
+  if before == 'queued' then redis.call('ZREM', 'flowpp:queued:' .. queue, id) end
+  if HELD[before] then
+    redis.call('ZREM', 'flowpp:leases', id)
+    if queue == 'training' then redis.call('ZREM', 'flowpp:training', id) end
+  end
   set_status(id, status)
   forget_estimate(id)
   if status == 'queued' then
@@ -159,7 +218,7 @@ local function become(id, status, data)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
     redis.call('PUBLISH', 'flowpp:finished', id)
-    redis.call('ZREM', 'flowpp:deadlines', id)
+    if get(id, 'cancel_at') ~= '' then redis.call('ZREM', 'flowpp:deadlines', id) end
     if get(id, 'type') ~= 'training' then
       forget_images(id)
       set(id, 'expires_at', seconds(t + RESULT_TTL))

@@ -1,11 +1,17 @@
--- What is stored of a job as of `at` is whole. The answer: what of it is to be deleted now, or 'missing': all.
-local id, at = ARGV[1], ARGV[2]
-if tonumber(redis.call('ZSCORE', 'flowpp:changed', id) or -1) == tonumber(at) then
-  redis.call('ZREM', 'flowpp:changed', id)
+-- What is stored of jobs, each as of `at`, is whole. The answer: what is to be deleted now, '' nothing, 'missing' all.
+local function outdated(id, at)
+  if tonumber(redis.call('ZSCORE', 'flowpp:changed', id) or -1) == tonumber(at) then
+    redis.call('ZREM', 'flowpp:changed', id)
+  end
+  local known = redis.call('HMGET', key(id), 'status', 'recorded')
+  if not known[1] then return 'missing' end
+  local before = known[2] or ''
+  if before == at then return '' end
+  if before ~= '' and tonumber(before) > tonumber(at) then return at end
+  set(id, 'recorded', at)
+  return before
 end
-if get(id, 'status') == '' then return 'missing' end
-local before = get(id, 'recorded')
-if before == at then return '' end
-if before ~= '' and tonumber(before) > tonumber(at) then return at end
-set(id, 'recorded', at)
-return before
+
+local answers = {}
+for place = 1, #ARGV, 2 do table.insert(answers, outdated(ARGV[place], ARGV[place + 1])) end
+return answers

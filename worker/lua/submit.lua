@@ -1,5 +1,10 @@
 local id, limit, most, claim = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local fields = cjson.decode(ARGV[5])
+local fields = {}
+for place = 5, #ARGV, 2 do fields[ARGV[place]] = ARGV[place + 1] end
+if redis.call('EXISTS', key(id)) == 1 then -- it is sent again, since the answer was lost
+  read(id)
+  return {0, whole(id)}
+end
 if redis.call('ZCARD', 'flowpp:queued:' .. fields.queue) >= limit then return 'full' end
 if redis.call('SCARD', 'flowpp:unfinished:' .. fields.owner) >= most then return 'quota' end
 for resource in string.gmatch(fields.uses, '%S+') do
@@ -8,6 +13,7 @@ end
 for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
 local cancel_after = tonumber(fields.cancel_after)
 fields.cancel_after = nil
+hold(id, {})
 for name, value in pairs(fields) do set(id, name, value) end
 local sequence = redis.call('INCR', 'flowpp:sequence')
 set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
@@ -22,4 +28,11 @@ created(claim, id)
 local t = seconds(now())
 local awake = redis.call('ZCOUNT', 'flowpp:awake:' .. fields.queue, t, '+inf')
 local heard = awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. fields.queue, t, '+inf')
-return {heard and 1 or 0, redis.call('HGETALL', key(id))}
+local added = {} -- the rest of the record is known to who sent it
+for name, value in pairs(records[id]) do
+  if fields[name] == nil then
+    table.insert(added, name)
+    table.insert(added, value)
+  end
+end
+return {heard and 1 or 0, added}
