@@ -52,7 +52,8 @@ class Inference:
                 stopping = self._shutdown.is_set()
                 if held.lanes.free and not stopping:
                     held.begin(self._claim(held.works))
-                if held.step(stopping, _LOOK_BESIDE_SECONDS):
+                busy = bool(held.works)
+                if held.step(stopping, _LOOK_BESIDE_SECONDS) or busy:  # one step may see a whole batch
                     until = time.monotonic() + LINGER_SECONDS
                 elif stopping:
                     return
