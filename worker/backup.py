@@ -1,8 +1,9 @@
 """A backup: the artifact store in another place, from which `flowpp reindex` rebuilds all that Redis knew.
 
 It may be made beside the service. The files of each stored directory are verified as they are copied, and its manifest
-is written last. What is deleted meanwhile, say a job's record since there is a newer one, is looked for again. Jobs
-come first: what they use may then be newer than they are, but not older.
+is written last. What is deleted before it is copied, say a job's record since there is a newer one, is looked for
+again; what is deleted afterwards stays until the next backup. Jobs come first: what they use may then be newer than
+they are, but not older.
 """
 
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ class BackedUp(BaseModel):
 
 
 def back_up(source: ArtifactStore, target: ArtifactStore) -> BackedUp:
-    """Makes `target` hold what `source` holds, and nothing else of the kind.
+    """Makes `target` hold what `source` held at some time meanwhile, and nothing else of the kind.
 
     What is damaged in `source` is told and not copied; what `target` had of it before stays. Raises `OSError` where one
     of them cannot be reached, and `Conflict` where `source` is empty: a backup of a store that was lost is not emptied.
@@ -40,10 +41,13 @@ def back_up(source: ArtifactStore, target: ArtifactStore) -> BackedUp:
     if not _places(source, _FOLDERS):
         raise Conflict("empty_store", "there is nothing in the store to back up; what was backed up before stays")
     done = BackedUp()
+    kept: set[str] = set()
     things: Iterable[str] = _FOLDERS
     while things:
-        things = _copy(source, target, _places(source, things), done)
-    kept = set(_places(source, _FOLDERS))
+        places = _places(source, things)
+        kept |= set(places)
+        things = _copy(source, target, places, done)
+    kept |= set(_places(source, _FOLDERS))
     for place in _places(target, _FOLDERS):
         if place not in kept:
             target.delete(place)

@@ -100,6 +100,25 @@ def test_a_record_that_gives_way_to_a_newer_one_meanwhile_is_backed_up_as_the_ne
     assert done.deleted == 0
 
 
+def test_a_record_that_gives_way_to_a_newer_one_after_it_was_copied_stays(
+    tmp_path: Path, store: ArtifactStore, backup: ArtifactStore
+) -> None:
+    class Busy(ArtifactStore):
+        """Beside which a recorder works, a little later than the backup."""
+
+        def replicate(self, prefix: str, other: ArtifactStore) -> bool:
+            copied = super().replicate(prefix, other)
+            if prefix == "jobs/job_1/record-100":
+                self.put_record("jobs/job_1/record-200", {"as of": 200})
+                self.delete(prefix)
+            return copied
+
+    assert back_up(Busy(str(tmp_path / "store")), backup).deleted == 0
+    assert backup.manifest("jobs/job_1/record-100").record == {"as of": 100}, "else there were no record of the job"
+    assert back_up(store, backup).deleted == 1
+    assert content(backup) == content(store)
+
+
 def test_an_empty_store_empties_no_backup(tmp_path: Path, store: ArtifactStore, backup: ArtifactStore) -> None:
     back_up(store, backup)
     with pytest.raises(Conflict, match="nothing in the store"):
