@@ -80,19 +80,22 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
-@pytest.fixture
-def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
-    """An empty service with low limits; nobody works for it, so that its jobs stay queued."""
-    settings = Settings(
+def low_limits(redis_server: RedisServer, directory: Path) -> Settings:
+    return Settings(
         redis_url=redis_server.url,
-        data_directory=tmp_path / "data",
+        data_directory=directory / "data",
         authentication=False,
         max_upload_bytes=1_000_000,
         max_request_bytes=300_000,
         max_request_images=100,
         max_queued_inference=3,
     )
-    with Service(settings) as service:
+
+
+@pytest.fixture
+def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
+    """An empty service with low limits; nobody works for it, so that its jobs stay queued."""
+    with Service(low_limits(redis_server, tmp_path)) as service:
         service.redis.flushdb()
         yield service
 
@@ -127,6 +130,14 @@ def serve() -> Serve:
 def http(service: Service, serve: Serve) -> Iterator[httpx.Client]:
     """A client of the API on `service`, over a real socket."""
     with serve(service.settings) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lasting_http(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The same once, apart from `service`, for requests that are refused: an API starts as long as ten of them take."""
+    directory = tmp_path_factory.mktemp("lasting")
+    with RedisServer(directory / "redis") as server, serve(low_limits(server, directory)) as client:
         yield client
 
 

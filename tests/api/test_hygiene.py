@@ -49,8 +49,8 @@ ODD_BODIES = {
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("kind", ODD_BODIES)
-def test_an_odd_json_body_is_refused_in_words(path: str, kind: str, http: httpx.Client) -> None:
-    response = http.post(f"/v1/{path}", content=ODD_BODIES[kind], headers=JSON)
+def test_an_odd_json_body_is_refused_in_words(path: str, kind: str, lasting_http: httpx.Client) -> None:
+    response = lasting_http.post(f"/v1/{path}", content=ODD_BODIES[kind], headers=JSON)
     assert response.status_code in (404, 422), response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["detail"]
@@ -58,9 +58,11 @@ def test_an_odd_json_body_is_refused_in_words(path: str, kind: str, http: httpx.
 
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b", "text/plain"])
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_without_files_is_refused_beyond_64_kib(path: str, content_type: str, http: httpx.Client) -> None:
+def test_a_body_without_files_is_refused_beyond_64_kib(
+    path: str, content_type: str, lasting_http: httpx.Client
+) -> None:
     body = json.dumps({"model": "m" * 70_000}).encode()
-    response = http.post(f"/v1/{path}", content=body, headers={"Content-Type": content_type})
+    response = lasting_http.post(f"/v1/{path}", content=body, headers={"Content-Type": content_type})
     if "multipart" in content_type and path != "training-jobs":
         assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     else:
@@ -111,8 +113,8 @@ def test_a_media_type_is_heard_with_its_parameters(content_type: str, status: in
         "/v1/datasets?order=asc&order=%ff",
     ],
 )
-def test_an_odd_path_or_query_is_answered_in_words(path: str, http: httpx.Client) -> None:
-    response = http.get(path)
+def test_an_odd_path_or_query_is_answered_in_words(path: str, lasting_http: httpx.Client) -> None:
+    response = lasting_http.get(path)
     assert response.status_code in (200, 404, 422), response.text
     assert response.json()
 
@@ -248,10 +250,10 @@ def test_only_so_many_large_uploads_are_received_at_once(service: Service, serve
             started.wait(20)
             deadline = time.monotonic() + 20
             while True:
+                time.sleep(0.5)  # so that the other, which is on its way, comes in before
                 response = http.post("/v1/datasets", content=head + bytes(2**21), headers=headers)
                 if response.status_code == 503 or time.monotonic() > deadline:
                     break
-                time.sleep(0.5)  # so that the other comes in between
             assert (response.status_code, response.json()["code"]) == (503, "too_many_uploads")
             assert int(response.headers["retry-after"]) > 0
             small = http.post("/v1/datasets", files={"file": ("a.png", PNG)})
