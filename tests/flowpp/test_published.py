@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowpp.checkpoint import BadCheckpoint, read_manifest
 from flowpp.model import FlowPP
-from flowpp.presets import PUBLISHED
+from flowpp.presets import PRESETS, PUBLISHED
 from flowpp.published import entries, import_published
 from tests.flowpp.authors import Authors
 
@@ -29,7 +29,11 @@ class Imported:
     checkpoint: Path
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
+LARGEST = "imagenet32"  # 169 million parameters: a minute
+CASES = [pytest.param(name, marks=pytest.mark.slow if name == LARGEST else ()) for name in PUBLISHED]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     """A file of random values under the names that the authors' code asks for, and its checkpoint."""
     preset = request.param
@@ -85,7 +89,7 @@ def test_each_tensor_holds_its_arrays_values_and_no_others(imported: Imported) -
 def test_the_manifest_says_where_the_weights_came_from(imported: Imported) -> None:
     manifest = read_manifest(imported.checkpoint)
     assert manifest.source_sha256
-    assert manifest.model == FlowPP(imported.preset).config
+    assert manifest.model == PRESETS[imported.preset].model
 
 
 @pytest.fixture(scope="module")
