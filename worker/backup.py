@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from worker.artifacts import ALONE, MANIFEST, ArtifactStore, DamagedArtifact
 from worker.rebuilding import KINDS
-from worker.recorder import RECORD
+from worker.recorder import changed_of
 from worker.refusals import Conflict, NotFound
 
 _FOLDERS = ("jobs", *KINDS.values())
@@ -38,15 +38,14 @@ def back_up(source: ArtifactStore, target: ArtifactStore) -> BackedUp:
     What is damaged in `source` is told and not copied; what `target` had of it before stays. Raises `OSError` where one
     of them cannot be reached, and `Conflict` where `source` is empty: a backup of a store that was lost is not emptied.
     """
-    if not _places(source, _FOLDERS):
+    places = _places(source, _FOLDERS)
+    if not places:
         raise Conflict("empty_store", "there is nothing in the store to back up; what was backed up before stays")
     done = BackedUp()
     kept: set[str] = set()
-    things: Iterable[str] = _FOLDERS
-    while things:
-        places = _places(source, things)
+    while places:
         kept |= set(places)
-        things = _copy(source, target, places, done)
+        places = _places(source, _copy(source, target, places, done))
     kept |= set(_places(source, _FOLDERS))
     for place in _places(target, _FOLDERS):
         if place not in kept:
@@ -82,8 +81,6 @@ def _places(store: ArtifactStore, things: Iterable[str]) -> list[str]:
             place, _, name = f"{thing}/{file.name}".rpartition("/")
             if name == MANIFEST and place.count("/") == (2 if place.startswith("jobs/") else 1):
                 found.append(place)
-            elif (
-                name.startswith(RECORD) and name.endswith(ALONE) and place.startswith("jobs/") and place.count("/") == 1
-            ):
+            elif name.endswith(ALONE) and changed_of(name) and place.startswith("jobs/") and place.count("/") == 1:
                 found.append(f"{place}/{name}")
     return found

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.artifacts import ALONE, Listed, delete_directory
+from worker.artifacts import Listed, delete_directory
 from worker.jobs import TERMINAL
 from worker.rebuilding import KINDS, is_empty, under_way
-from worker.recorder import RECORD
+from worker.recorder import changed_of
 from worker.refusals import Conflict
 from worker.service import Service
 from worker.transitions import job_key
@@ -86,8 +86,8 @@ def _outdated(service: Service, job_id: str, files: Sequence[Listed]) -> Iterato
     status, artifacts, recorded = redis.hmget(job_key(job_id), "status", "artifacts", "recorded")
     for name, its_files in _grouped(files, 2).items():
         place, part = f"jobs/{name}", name.partition("/")[2]
-        if part.startswith(RECORD):
-            unneeded = recorded is not None and part.removesuffix(ALONE) != f"{RECORD}{recorded}"
+        if (changed := changed_of(part)) is not None:
+            unneeded = recorded is not None and changed != recorded
         else:
             unneeded = part.startswith("attempt-") and status in TERMINAL and place != artifacts
         if unneeded:

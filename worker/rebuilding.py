@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.artifacts import ALONE, MANIFEST, DamagedArtifact, Manifest
+from worker.artifacts import MANIFEST, DamagedArtifact, Manifest
 from worker.jobs import TERMINAL
-from worker.recorder import RECORD
+from worker.recorder import changed_of
 from worker.refusals import Conflict, NotFound
 from worker.service import Service
 from worker.transitions import Transitions, job_key
@@ -84,15 +84,10 @@ def _job_places(service: Service) -> list[str]:
     """Of each job's newest record: a manifest alone, or the directory that older versions have made for it."""
     newest: dict[str, tuple[int, str]] = {}
     for file in service.store.listing("jobs"):
-        match file.name.split("/"):
-            case [job_id, record] if record.startswith(RECORD) and record.endswith(ALONE):
-                pass
-            case [job_id, record, name] if record.startswith(RECORD) and name == MANIFEST:
-                pass
-            case _:
-                continue
-        changed = int(record.removeprefix(RECORD).removesuffix(ALONE))
-        newest[job_id] = max(newest.get(job_id, (0, "")), (changed, f"jobs/{job_id}/{record}"))
+        job_id, _, name = file.name.removesuffix(f"/{MANIFEST}").partition("/")
+        changed = changed_of(name)
+        if changed is not None and "/" not in name:
+            newest[job_id] = max(newest.get(job_id, (0, "")), (int(changed), f"jobs/{job_id}/{name}"))
     return [place for _, place in newest.values()]
 
 

@@ -26,12 +26,10 @@ LOOK_SECONDS = 1.0
 LEAVE_SECONDS = 3.0
 """Of those who answer requests: training workers have more time."""
 
-RECORD = "record-"
-"""Begins the names of a job's records in the store."""
-
 LAST_SECONDS = 5
 """So long the end of the block waits for what has changed to be stored."""
 
+_RECORD = "record-"
 _TURN_SECONDS = 60
 _JOBS = 200  # at a time
 _THREADS = 8
@@ -161,7 +159,15 @@ class Recorder:
 
 def place(job_id: str, changed: str) -> str:
     """Where in the store a job is as of `changed`."""
-    return f"jobs/{job_id}/{RECORD}{changed}{ALONE}"
+    return f"jobs/{job_id}/{_RECORD}{changed}{ALONE}"
+
+
+def changed_of(name: str) -> str | None:
+    """As of when a record is, by its name in a job's directory of the store; none: it is no record.
+
+    Older versions have made directories of them, without the end of the name.
+    """
+    return name.removeprefix(_RECORD).removesuffix(ALONE) if name.startswith(_RECORD) else None
 
 
 def _as_lines(events: _Events) -> str:

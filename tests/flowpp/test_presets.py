@@ -48,7 +48,7 @@ def test_a_model_goes_forward_and_back_at_its_real_size(preset: str) -> None:
     torch.manual_seed(0)
     model = FlowPP(preset).eval()
     config = model.config
-    images = torch.randint(0, config.levels, (2, *config.image_shape), dtype=torch.uint8)
+    images = torch.randint(0, config.levels, (4, *config.image_shape), dtype=torch.uint8)
     model.initialize(images)
     with torch.no_grad():
         noise = model.draw_noise(1)
