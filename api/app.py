@@ -34,6 +34,7 @@ from api.routes import (
 )
 from api.webhooks import Sender
 from flowpp import logs, tracing
+from flowpp.garbage_collection import settle
 from worker.connection import options_in_a_loop
 from worker.finished import Finished
 from worker.metrics import ServiceMetrics, serving, together
@@ -53,6 +54,7 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`: [all of t
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
+    alone = settings is None  # in a process of its own
     settings = settings or Settings()
     if settings.log_format == "json":
         _log_as_json()
@@ -70,6 +72,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         traced = tracing.sending("flowpp-api")
         with traced, service, Reaper(service), Recorder(service, LEAVE_SECONDS), serving(port, registry):
             async with finished.listening(), sender.sending(), aclosing(connections):
+                if alone:
+                    settle()
                 yield
 
     app = FastAPIOffline(  # /docs without a CDN

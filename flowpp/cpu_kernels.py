@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowpp.logistic import evaluation_limits
-from flowpp.native import integers, kernels, pointer
+from flowpp.native import integers, kernels, listening, pointer
 
 _TILE_HEAD_SIZE, _TILE_LENGTH = 16, 128
 """Least features of a head and positions for which the matrix tiles are the faster way to attend."""
@@ -43,17 +43,27 @@ def convolve_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Ten
     two bfloat16s (flowpp/kernels/tiles.h): what it gives is off by up to 5e-6 of its root mean square.
     """
     (x, elu), weight = _for_tiles(x, elu), channels_last(weight)
-    out = _new(x, len(weight))
-    arguments = ctypes.c_bool(elu), ctypes.c_bool(False), *map(pointer, (x, weight, bias, out))
-    _call("convolve_tiles", x, _convolution(x, weight), *arguments)
+    out, shape = _new(x, len(weight)), _convolution(x, weight)
+    packed = None if listening.tape is None else listening.tape.once(_pack, weight, tuple(shape[3:]))
+    taken = weight if packed is None else packed
+    flags = (ctypes.c_bool(flag) for flag in (elu, False, packed is not None))
+    _call("convolve_tiles", x, shape, *flags, *map(pointer, (x, taken, bias, out)))
     return out
+
+
+def _pack(weight: Tensor, kind: tuple[int, ...]) -> Tensor:
+    """The weight as the kernel wants it, which otherwise makes it so in each call."""
+    shape = integers((1, 1, 1, *kind))
+    packed = torch.empty(_call("packed_weights", weight, shape), dtype=torch.bfloat16)
+    _call("pack_weights", weight, shape, pointer(weight), pointer(packed))
+    return packed
 
 
 def convolve_tiles_backward(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient in what was convolved [B, channels, H, W], given that in the result [B, filters, H, W]."""
     grad, weight = channels_last(grad), channels_last(weight)
     out = _new(grad, weight.shape[1])
-    arguments = ctypes.c_bool(False), ctypes.c_bool(True), *map(pointer, (grad, weight, None, out))
+    arguments = *map(ctypes.c_bool, (False, True, False)), *map(pointer, (grad, weight, None, out))
     _call("convolve_tiles", grad, _convolution(grad, weight.transpose(0, 1)), *arguments)
     return out
 
@@ -145,10 +155,14 @@ def uncouple(y: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     return x, terms
 
 
-def _call(name: str, like: Tensor, *arguments: Any) -> None:
+def _call(name: str, like: Tensor, *arguments: Any) -> Any:
     library = kernels(like.dtype)
     assert library is not None
-    getattr(library, name)(*arguments)
+    kernel = getattr(library, name)
+    found = kernel(*arguments)
+    if listening.tape is not None:
+        listening.tape.kernel(kernel, arguments)
+    return found
 
 
 def _new(x: Tensor, channels: int) -> Tensor:

@@ -26,6 +26,7 @@ from flowpp.dropout import Dropout
 from flowpp.fused import Fusing
 from flowpp.initialization import initializing
 from flowpp.presets import PRESETS
+from flowpp.replay import Pass, Replays
 from flowpp.transforms import (
     Columns,
     Compose,
@@ -130,6 +131,8 @@ class FlowPP(nn.Module):
 
     checkpoint_sha256: str | None = None
     """Of the file that the weights were loaded from."""
+    replays: Replays | None = None
+    """Recordings of its passes, after `replay`."""
 
     def __init__(self, config: ModelConfig | str) -> None:
         super().__init__()
@@ -154,6 +157,24 @@ class FlowPP(nn.Module):
         for module in self.modules():
             if isinstance(module, Fusing):
                 module.fused = fused
+        self._forget_recordings()
+
+    def replay(self) -> None:
+        """From now on, passes over images and latents without gradients on a CPU are recorded and replayed.
+
+        The numbers are the same but for rounding, and a small model's sooner there; see `flowpp.replay`.
+        """
+        self.replays = Replays(self.parameters())
+
+    def _forget_recordings(self) -> None:
+        if self.replays is not None:
+            self.replay()
+
+    def _pass(self, name: str, function: Pass, *inputs: Tensor) -> tuple[Tensor, ...]:
+        computed = torch.is_grad_enabled() or self.training or inputs[0].device.type != "cpu" or not len(inputs[0])
+        if self.replays is None or computed:
+            return function(*inputs)
+        return self.replays(name, function, *inputs)
 
     def economize(self, *, bfloat16: bool = False, recompute: bool = False) -> None:
         """Makes training cheaper: conditioners in bfloat16, couplings computed anew in the backward pass.
@@ -166,6 +187,7 @@ class FlowPP(nn.Module):
                 precision.bfloat16 = bfloat16
             if isinstance(module, Coupling):
                 module.recomputed = recompute
+        self._forget_recordings()
 
     def log_prob(
         self,
@@ -211,10 +233,12 @@ class FlowPP(nn.Module):
 
     def weight_terms(self, images: Tensor, noise: Tensor) -> "WeightTerms":
         """The parts of `log_weight` for noise [B, C, H, W]. Raises `ValueError` as `log_prob` does."""
-        x, noise = self._symbols(images, noise)
+        return WeightTerms(*self._pass("weight_terms", self._weight_terms, *self._symbols(images, noise)))
+
+    def _weight_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, log_q = self.dequantizer(x, noise)
         z, log_det = self.flow(x + u)
-        return WeightTerms(normal_log_prob(z), log_det, -log_q)
+        return normal_log_prob(z), log_det, -log_q
 
     def dequantize(self, images: Tensor, noise: Tensor) -> Tensor:
         """v = x + u, float [B, C, H, W], of uint8 images [B, C, H, W] under noise as `draw_noise` gives it."""
@@ -271,7 +295,7 @@ class FlowPP(nn.Module):
         if latents.shape[1:] != self.config.latent_shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}; the model's are {self.config.latent_shape}")
         with torch.set_grad_enabled(continuous and torch.is_grad_enabled()):
-            v, _ = self.flow.inverse(latents)
+            (v,) = self._pass("decode", lambda latents: self.flow.inverse(latents)[:1], latents)
         return v if continuous else v.floor().clamp(0, self.config.levels - 1).to(torch.uint8)
 
     def sample(self, n: int, temperature: float = 1.0, seed: int | None = None, *, continuous: bool = False) -> Tensor:

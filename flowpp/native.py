@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,26 @@ _FLAGS = (
 class NotBuilt(RuntimeError):
     """The kernels cannot be built here; the message says why and what would help."""
 
+
+Key = TypeVar("Key")
+
+
+class Tape(Protocol):
+    """What records the kernels that are called."""
+
+    def kernel(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        """Hears of a kernel that has been called."""
+
+    def once(self, make: Callable[[Tensor, Key], Tensor], tensor: Tensor, key: Key) -> Tensor | None:
+        """make(tensor, key), made once for all recordings of the same weights; none of a tensor that is no weight."""
+
+
+class _OfThread(threading.local):
+    tape: Tape | None = None
+    """That of what is computed in this thread now."""
+
+
+listening = _OfThread()
 
 _one_at_a_time = threading.Lock()
 

@@ -16,6 +16,7 @@ from celery.signals import setup_logging, worker_shutting_down
 from pydantic import ValidationError
 
 from flowpp import logs, tracing
+from flowpp.garbage_collection import settle
 from flowpp.run_directory import describe
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
@@ -46,6 +47,7 @@ def run(queue: Queue) -> int:
         worker_shutting_down.connect(stop)
         worker = listener(service.celery, queue, name, quiet=logs.as_json())
         with Presence(house.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
+            settle()
             worker.start()
         return int(worker.exitcode or 0)
 

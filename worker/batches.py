@@ -26,8 +26,6 @@ class Batch:
     """Rows (work, index) of works of one group; when it is computed, what came of each work's, and the model."""
 
     rows: list[tuple[Work, int]]
-    awaited: int
-    """Rows of small works, for which somebody may wait."""
     computed: dict[Work, list[tuple[int, Any]]] = field(default_factory=dict)
     failed: dict[Work, Exception] = field(default_factory=dict)
     model: FlowPP | None = None
@@ -37,26 +35,23 @@ class Batch:
         return list(dict.fromkeys(work for work, _ in self.rows))
 
 
-def next_batch(works: Sequence[Work], batch_size: int, under_way: Sequence[Batch]) -> Batch | None:
+def next_batch(works: Sequence[Work], batch_size: int, most_awaited: int) -> Batch | None:
     """The rows that are computed next, of the group that has waited longest; they are taken then.
 
-    None where there are none, or too few: a forward pass of few takes nearly as long as one of many, so that beside a
-    batch for which somebody waits another one begins only when it is as large, or that one is done.
+    Up to `batch_size` of large works, and `most_awaited` where there is one of a batch at most, for which somebody may
+    wait.
     """
     waiting = [work for work in works if work.left]
     mine = [work for work in waiting if work.job.group == waiting[0].job.group]
     if not mine:
         return None
-    length = max(1, batch_size // mine[0].samples)
-    rows = _shares(mine, length)
-    awaited = sum(work.size <= batch_size for work, _ in rows)
-    if len(rows) < max((batch.awaited for batch in under_way), default=0):
-        return None
+    awaited = any(work.count * work.samples <= batch_size for work in mine)
+    rows = _shares(mine, max(1, (min(batch_size, most_awaited) if awaited else batch_size) // mine[0].samples))
     for work, _ in rows:
         if not work.begun:
             work.pace.at(0)
         work.begun += 1
-    return Batch(rows, awaited)
+    return Batch(rows)
 
 
 def _shares(works: Sequence[Work], length: int) -> list[tuple[Work, int]]:

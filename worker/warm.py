@@ -15,7 +15,7 @@ class WarmModels:
     def __init__(self, checkpoints: Checkpoints, capacity: int) -> None:
         self._checkpoints = checkpoints
         self._capacity = capacity
-        self._models: OrderedDict[str, tuple[FlowPP, int]] = OrderedDict()
+        self._models: OrderedDict[str, FlowPP] = OrderedDict()
         self._changing = threading.Lock()
         self.device = resolve_device("auto")
 
@@ -24,14 +24,23 @@ class WarmModels:
         with self._changing:
             if checkpoint.id not in self._models:
                 model = FlowPP.load(self._checkpoints.fetch(checkpoint), self.device).eval().requires_grad_(False)
-                size = sum(tensor.nbytes for tensor in model.state_dict().values())
-                self._models[checkpoint.id] = model, size
-                WARM_MODELS.labels(checkpoint.id).set(size)
+                model.replay()
+                self._models[checkpoint.id] = model
             self._models.move_to_end(checkpoint.id)
-            while len(self._models) > 1 and sum(size for _, size in self._models.values()) > self._capacity:
+            sizes = {warm: _bytes(model) for warm, model in self._models.items()}
+            while len(self._models) > 1 and sum(sizes.values()) > self._capacity:
                 evicted, _ = self._models.popitem(last=False)
+                del sizes[evicted]
                 WARM_MODELS.remove(evicted)
-            return self._models[checkpoint.id][0]
+            for warm, size in sizes.items():
+                WARM_MODELS.labels(warm).set(size)
+            return self._models[checkpoint.id]
 
     def __contains__(self, checkpoint_id: str) -> bool:
         return checkpoint_id in self._models
+
+
+def _bytes(model: FlowPP) -> int:
+    """Of its parameters, and of the recordings that have been made of its passes."""
+    assert model.replays is not None
+    return model.replays.nbytes

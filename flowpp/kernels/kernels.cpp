@@ -217,11 +217,21 @@ Convolution convolution(const int64_t* shape, bool elu, bool turned) {
     return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], elu, turned};
 }
 
+// How many bfloat16s `pack_weights` writes.
+extern "C" int64_t packed_weights(const int64_t* shape) { return convolution(shape, false, false).weights(); }
+
+// The weight as `convolve_tiles` takes it with `packed`.
+extern "C" void pack_weights(const int64_t* shape, const float* weight, Half* packed) {
+    const Convolution c = convolution(shape, false, false);
+    for (int64_t block = 0; block < c.filter_blocks(); block++) pack(c, block, weight, packed);
+}
+
 // Convolution of x, or with `turned` the gradient of what was convolved given that of the results, x. No bias is zero.
-extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, const float* x, const float* weight, const float* bias, float* out) {
+extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, bool packed, const float* x, const void* weight, const float* bias, float* out) {
     const Convolution all = convolution(shape, elu, turned), c = all.in_parts();
     const int64_t positions = all.batch * all.height * all.width, image = c.height * c.width;
-    const Scratch<Half> weights(c.weights());
+    const Scratch<Half> own(packed ? 0 : c.weights());
+    const Half* weights = packed ? static_cast<const Half*>(weight) : own.get();
     std::vector<float> biases(c.filter_blocks() * BLOCK);
     if (bias) std::copy(bias, bias + c.filters, biases.begin());
     std::unique_ptr<Scratch<Half>> shared;  // the plane of an image that all threads compute together
@@ -230,7 +240,8 @@ extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, cons
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         const Tiles tiles;
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < c.filter_blocks(); block++) pack(c, block, weight, weights.get());
+        for (int64_t block = 0; block < (packed ? 0 : c.filter_blocks()); block++)
+            pack(c, block, static_cast<const float*>(weight), own.get());
         const auto from = [&](int64_t b) { return x + b * image * (elu ? c.channels / 2 : c.channels); };
         const auto to = [&](int64_t b) { return out + b * image * c.filters; };
         if (c.batch >= threads) {
@@ -239,7 +250,7 @@ extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, cons
             for (int64_t b = 0; b < c.batch; b++) {
                 const Convolution p = c.part(b, positions);
                 write_rows(p, from(b), 0, p.rows(), plane.get());
-                convolve_blocks(p, plane.get(), weights.get(), biases.data(), 0, p.blocks(), to(b));
+                convolve_blocks(p, plane.get(), weights, biases.data(), 0, p.blocks(), to(b));
             }
         } else {
 #pragma omp single
@@ -248,7 +259,7 @@ extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, cons
                 const Convolution p = c.part(b, positions);
                 write_rows(p, from(b), p.rows() * thread / threads, p.rows() * (thread + 1) / threads, shared->get());
 #pragma omp barrier
-                convolve_blocks(p, shared->get(), weights.get(), biases.data(), p.blocks() * thread / threads,
+                convolve_blocks(p, shared->get(), weights, biases.data(), p.blocks() * thread / threads,
                                 p.blocks() * (thread + 1) / threads, to(b));
 #pragma omp barrier
             }

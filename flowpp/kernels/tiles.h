@@ -86,8 +86,9 @@ struct Convolution {
 
     // Without a margin positions know nothing of each other: an image of one row then is as long as is good for the cache.
     Convolution in_parts() const {
-        if (kernel > 1) return *this;
-        const int64_t positions = batch * height * width, length = std::min<int64_t>(positions, PART);
+        const int64_t positions = batch * height * width;
+        if (kernel > 1 || positions == 0) return *this;
+        const int64_t length = std::min<int64_t>(positions, PART);
         return {(positions + length - 1) / length, 1, length, channels, filters, kernel, elu, turned};
     }
     // The part of `in_parts` at b, of which the last may be shorter, where there are so many positions in all.

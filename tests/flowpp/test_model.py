@@ -67,6 +67,13 @@ def log_det_by_autograd(f: object, x: Tensor) -> Tensor:
     return torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel())).logabsdet
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_images_have_no_likelihoods_and_no_latents_no_images(model: FlowPP, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    assert model.log_prob(random_images(model.config, 0)).shape == (0,)
+    assert model.decode(torch.zeros(0, *model.config.latent_shape, dtype=dtype)).shape == (0, *model.config.image_shape)
+
+
 def test_the_flow_inverts_and_its_log_det_is_the_jacobians(model: FlowPP) -> None:
     v = random_images(model.config, 2) + torch.rand(2, *model.config.image_shape, dtype=torch.float64)
     z, log_det = model.flow(v)

@@ -14,7 +14,7 @@ from flowpp import FlowPP, tracing
 from flowpp.likelihood import likelihood
 from flowpp.presets import resolve_model
 from tests.collector import collecting
-from worker.batches import next_batch
+from worker.batches import Batch, next_batch
 from worker.inference import Inference
 from worker.jobs import Job, Progress
 from worker.models import Checkpoint
@@ -139,35 +139,27 @@ def test_two_batches_are_computed_at_a_time(
     assert [job.status for job in service.jobs.page().data] == ["succeeded"]
 
 
-def test_beside_a_batch_of_small_requests_the_next_waits_until_it_is_as_large(
-    service: Service, checkpoint: Checkpoint
-) -> None:
-    """A forward pass of few images takes nearly as long as one of many."""
-
-    def works(n: int) -> list[Work]:
-        for seed in range(n):
-            score(service, checkpoint, 1, seed)
-        return [LikelihoodWork(service, job) for job in service.jobs.claim("inference", "a worker", n)]
-
-    first = next_batch(works(8), 64, [])
-    assert first is not None
-    assert (len(first.rows), first.awaited) == (8, 8)
-    few = works(7)
-    assert next_batch(few, 64, [first]) is None
-    second = next_batch(few + works(1), 64, [first])
-    assert second is not None
-    assert len(second.rows) == 8
+def shares(works: Sequence[Work], batch: Batch | None) -> list[tuple[int, int]]:
+    """Rows of a batch, each by the place of its work among `works` and its index there."""
+    return [(list(works).index(work), index) for work, index in batch.rows] if batch else []
 
 
-def test_beside_a_batch_of_a_large_request_a_small_one_begins_at_once(service: Service, checkpoint: Checkpoint) -> None:
+def test_a_batch_takes_what_waits_in_turns_and_the_next_one_the_rest(service: Service, checkpoint: Checkpoint) -> None:
+    for seed, n in enumerate((6, 2, 3)):
+        score(service, checkpoint, n, seed)
+    works = [LikelihoodWork(service, job) for job in service.jobs.claim("inference", "a worker", 64)]
+    first = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (2, 2)]
+    assert [shares(works, next_batch(works, 64, 8)) for _ in range(3)] == [first, [(0, 3), (0, 4), (0, 5)], []]
+
+
+def test_batches_are_small_while_somebody_may_wait(service: Service, checkpoint: Checkpoint) -> None:
     score(service, checkpoint, 300)
-    [job] = service.jobs.claim("inference", "a worker", 64, large=64, larges=1)
-    first = next_batch([LikelihoodWork(service, job)], 64, [])
-    assert first is not None
-    assert (len(first.rows), first.awaited) == (64, 0)
+    works = [LikelihoodWork(service, job) for job in service.jobs.claim("inference", "a", 64, large=64, larges=1)]
+    assert shares(works, next_batch(works, 64, 8)) == [(0, index) for index in range(64)]
     score(service, checkpoint, 1)
-    [job] = service.jobs.claim("inference", "a worker")
-    assert next_batch([LikelihoodWork(service, job)], 64, [first]) is not None
+    works += [LikelihoodWork(service, job) for job in service.jobs.claim("inference", "a worker")]
+    assert shares(works, next_batch(works, 64, 8)) == [(0, 64), (1, 0), *((0, index) for index in range(65, 71))]
+    assert len(shares(works, next_batch(works, 64, 8))) == 64
 
 
 def test_a_small_request_does_not_wait_for_the_end_of_a_large_one(
