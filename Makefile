@@ -17,7 +17,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-browser test-faults test-images soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-scale bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-browser test-faults test-images soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-replay bench-scale bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ bench-operations: install  ## memory and CPU of each process, cost of Redis's du
 
 bench-recipes: install  ## flips, decay and cooldown beside the plain recipe, into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.recipes
+
+bench-replay: install  ## recorded passes beside the same computed anew, into benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks.replay
 
 bench-scale: install  ## latency, Redis memory, events and reaper at up to 100,000 jobs, into benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.scale

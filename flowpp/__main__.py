@@ -291,7 +291,9 @@ def _load(checkpoint: Path, device: Device) -> "FlowPP":
     path = find_checkpoint(checkpoint)
     from flowpp.model import FlowPP
 
-    return FlowPP.load(path, _device(device))
+    model = FlowPP.load(path, _device(device))
+    model.replay()
+    return model
 
 
 def _device(device: Device) -> "torch.device":

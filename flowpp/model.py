@@ -282,9 +282,13 @@ class FlowPP(nn.Module):
         `decode` gives back the same image.
         """
         x, noise = self._symbols(images, self.draw_noise(len(images), generator) if noise is None else noise)
+        (z,) = self._pass("encode", self._encode, x, noise)
+        return z
+
+    def _encode(self, x: Tensor, noise: Tensor) -> tuple[Tensor]:
         u, _ = self.dequantizer(x, noise)
         z, _ = self.flow(x + u.clamp(ENCODING_MARGIN, 1 - ENCODING_MARGIN))
-        return z
+        return (z,)
 
     def decode(self, latents: Tensor, *, continuous: bool = False) -> Tensor:
         """Images of latents [B, *config.latent_shape]: uint8 [B, C, H, W], clipped to the data cube.

@@ -75,8 +75,9 @@ class Replays:
         self._weights: list[tuple[int, int]] = []
         self._free: dict[tuple[object, ...], list[Replay]] = {}
         self._constants: _Constants = {}
+        self._begun: set[str] = set()
         self._refused: set[str] = set()
-        self._changing = threading.Lock()
+        self._changing, self._recording = threading.Lock(), threading.Lock()
         self._arenas = 0
         self.count = 0
         """Recordings of the weights as they are."""
@@ -92,15 +93,16 @@ class Replays:
         if name in self._refused:
             return function(*inputs)
         weights = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters]
-        key = (name, *((given.shape, given.dtype) for given in inputs))
+        key = _kind(name, inputs)
         with self._changing:
             if weights != self._weights:
-                self._free, self._constants, self._weights, self._arenas, self.count = {}, {}, weights, 0, 0
+                self._free, self._constants, self._begun, self._weights = {}, {}, set(), weights
+                self._arenas = self.count = 0
             constants = self._constants
             free = self._free.setdefault(key, [])
             replay = free.pop() if free else None
         try:
-            replay = replay or self._recorded(Replay(function, inputs, constants))
+            replay = replay or self._record(name, function, inputs, constants)
         except CannotReplay as error:
             logger.warning("%s is computed without a recording: %s", name, error)
             self._refused.add(name)
@@ -114,13 +116,37 @@ class Replays:
     def __reduce__(self) -> tuple[Any, ...]:  # of a copy of the module, whose recordings are its own
         return Replays, (self._parameters,)
 
-    def _recorded(self, replay: "Replay") -> "Replay":
+    def _record(self, name: str, function: Pass, inputs: Sequence[Tensor], constants: "_Constants") -> "Replay":
+        """A recording; of a pass of that name one over a single row first, if there is none.
+
+        What is computed from the weights then is: among what a pass over more rows allocates and frees it would lie so
+        that their memory could not be used again. And it is tried on other inputs, too.
+        """
+        with self._recording:
+            if name not in self._begun:
+                row = [given[:1] for given in inputs]
+                first = Replay(function, row, constants)
+                mirrored = [given.flip(-1) for given in row]
+                first.check(mirrored, function(*mirrored))
+                self._begun.add(name)
+                self._counted(first)
+                if len(inputs[0]) == 1:
+                    return first
+                with self._changing:
+                    self._free.setdefault(_kind(name, row), []).append(first)
+            return self._counted(Replay(function, inputs, constants))
+
+    def _counted(self, replay: "Replay") -> "Replay":
         with self._changing:
             self._arenas, self.count = self._arenas + replay.nbytes, self.count + 1
             held = [*self._parameters, *tree_leaves(list(self._constants.values()))]
             storages = {_key(tensor): tensor.untyped_storage() for tensor in held}
             self.nbytes = self._arenas + sum(storage.nbytes() for storage in storages.values())
         return replay
+
+
+def _kind(name: str, inputs: Sequence[Tensor]) -> tuple[object, ...]:
+    return name, *((given.shape, given.dtype) for given in inputs)
 
 
 def _parts(n: int) -> Iterator[slice]:
@@ -149,6 +175,10 @@ class Replay:
         self._steps = [step.on(arena) for step in tape.steps]
         self._held = tape.held
         self.nbytes = arena.nbytes
+        self.check(inputs, expected)
+
+    def check(self, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """Raises `CannotReplay` where it does not give what is expected."""
         for ours, theirs in zip(self(*inputs), expected, strict=True):
             if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()), equal_nan=True):
                 raise CannotReplay("a replay gave other numbers")
@@ -178,7 +208,6 @@ class _Buffer:
 
     address: int
     size: int
-    alive: StorageWeakRef
     state: _State
     first: int | None = None
     last: int = -1
@@ -279,8 +308,9 @@ class _Tape:
     """Constants, which steps may read."""
     inputs: list[_Reference] = field(default_factory=list)
     steps: list[_Kernel | _Operation] = field(default_factory=list)
-    _buffers: dict[int, _Buffer] = field(default_factory=dict)
-    _living: list[_Buffer] = field(default_factory=list)
+    _all: list[_Buffer] = field(default_factory=list)
+    _living: dict[int, tuple[_Buffer, StorageWeakRef]] = field(default_factory=dict)
+    """Those whose memory has not been freed, by the name of their storage, which others may have after them."""
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -306,7 +336,7 @@ class _Tape:
         """Gives each varying buffer its place, over those that are done with; the bytes that all take together."""
         size = 0
         placed: list[_Buffer] = []
-        used = [each for each in self._buffers.values() if each.state is _State.VARYING and each.first is not None]
+        used = [each for each in self._all if each.state is _State.VARYING and each.first is not None]
         for buffer in sorted(used, key=lambda buffer: buffer.first or 0):
             assert buffer.first is not None
             placed = [other for other in placed if other.last >= buffer.first]
@@ -357,7 +387,7 @@ class _Tape:
         given = [each for each in tree_leaves((arguments, options)) if isinstance(each, Tensor)]
         results = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
         keys = {_key(tensor) for tensor in given}
-        fresh = [tensor for tensor in results if (key := _key(tensor)) not in keys and key not in self._buffers]
+        fresh = [tensor for tensor in results if (key := _key(tensor)) not in keys and key not in self._living]
         if function in _ALLOCATIONS:
             for tensor in fresh:
                 self._allocated(tensor, _State.ALLOCATED)
@@ -384,7 +414,6 @@ class _Tape:
 
     def kernel(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         """Hears of a kernel that has computed: of what is varying, into what was only allocated."""
-        self._living = [buffer for buffer in self._living if not buffer.alive.expired()]
         places = [self._place(each) if isinstance(each, ctypes.c_void_p) else None for each in arguments]
         buffers = [place.buffer for place in places if place is not None]
         varies = any(buffer.state is _State.VARYING for buffer in buffers)
@@ -392,7 +421,7 @@ class _Tape:
             if buffer.state is _State.ALLOCATED:
                 buffer.state = _State.VARYING if varies else _State.CONSTANT
                 if not varies:
-                    self.held.append(torch.UntypedStorage._new_with_weak_ptr(buffer.alive.cdata))
+                    self.held += [_strong(weak) for other, weak in self._living.values() if other is buffer]
         if varies:
             for buffer in buffers:
                 buffer.used(len(self.steps))
@@ -403,30 +432,39 @@ class _Tape:
             self.steps.append(_Kernel(function, of_arena))
 
     def _place(self, pointer: ctypes.c_void_p) -> _Address | None:
-        for buffer in self._living:
-            if pointer.value is not None and buffer.address <= pointer.value < buffer.address + buffer.size:
+        for buffer, weak in self._living.values():
+            if (
+                pointer.value is not None
+                and not weak.expired()
+                and buffer.address <= pointer.value < buffer.address + buffer.size
+            ):
                 return _Address(buffer, pointer.value - buffer.address)
         return None
 
     def _allocated(self, tensor: Tensor, state: _State) -> _Buffer:
+        for freed in [key for key, (_, weak) in self._living.items() if weak.expired()]:
+            del self._living[freed]
         storage = tensor.untyped_storage()
-        buffer = _Buffer(storage.data_ptr(), storage.nbytes(), StorageWeakRef(storage), state)
-        self._buffers[_key(tensor)] = buffer
-        self._living.append(buffer)
+        buffer = _Buffer(storage.data_ptr(), storage.nbytes(), state)
+        self._living[_key(tensor)] = buffer, StorageWeakRef(storage)
+        self._all.append(buffer)
         return buffer
 
     def _becomes(self, tensor: Tensor, state: _State) -> None:
-        buffer = self._buffers.get(_key(tensor))
+        buffer = self._buffer(tensor)
         if buffer is None or buffer.state is _State.CONSTANT:
             raise CannotReplay("it changes what does not depend on its inputs")
         buffer.state = state
 
+    def _buffer(self, tensor: Tensor) -> _Buffer | None:
+        return self._living.get(_key(tensor), (None,))[0]
+
     def _state(self, tensor: Tensor) -> _State:
-        buffer = self._buffers.get(_key(tensor))
+        buffer = self._buffer(tensor)
         return _State.CONSTANT if buffer is None else buffer.state
 
     def _reference(self, tensor: Tensor) -> _Reference:
-        buffer = self._buffers[_key(tensor)]
+        buffer = self._living[_key(tensor)][0]
         return _Reference(buffer, tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
 
     def _referring(self, parts: Any) -> Any:
@@ -489,6 +527,10 @@ def _named(argument: Any) -> Any:
     if not isinstance(argument, Tensor):
         return argument
     return _key(argument), argument.dtype, argument.storage_offset(), argument.shape, argument.stride()
+
+
+def _strong(weak: StorageWeakRef) -> torch.UntypedStorage:
+    return torch.UntypedStorage._new_with_weak_ptr(weak.cdata)
 
 
 def _key(tensor: Tensor) -> int:

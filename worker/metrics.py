@@ -101,7 +101,7 @@ LEASES_LOST = counter(
 WARM_MODELS = gauge(
     "flowpp_warm_model_bytes",
     ["checkpoint"],
-    "Parameters of a model that the inference worker holds loaded.",
+    "A model that the inference worker holds loaded: parameters and recorded passes.",
     "workers",
 )
 REAPED = counter(

@@ -71,8 +71,15 @@ class Settings(BaseSettings):
         description="Private networks that webhooks may point into, as 10.0.0.0/8, with commas between.",
     )
 
-    model_cache_bytes: int = Field(2048 * MiB, ge=0, description="Warm models' parameters in an inference worker.")
-    batch_size: int = Field(64, ge=1, le=65_536, description="Images a forward pass in the inference worker.")
+    model_cache_bytes: int = Field(
+        2048 * MiB, ge=0, description="Warm models in an inference worker: their parameters and recorded passes."
+    )
+    batch_size: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="Images of large jobs that the inference worker computes at once; on a CPU of small ones, 8.",
+    )
 
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people, or as JSON objects, one a line, for programs that collect them."
