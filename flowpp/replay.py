@@ -139,7 +139,7 @@ class Replays:
     def _counted(self, replay: "Replay") -> "Replay":
         with self._changing:
             self._arenas, self.count = self._arenas + replay.nbytes, self.count + 1
-            held = [*self._parameters, *tree_leaves(list(self._constants.values()))]
+            held = _tensors((self._parameters, list(self._constants.values())))
             storages = {_key(tensor): tensor.untyped_storage() for tensor in held}
             self.nbytes = self._arenas + sum(storage.nbytes() for storage in storages.values())
         return replay
@@ -353,13 +353,12 @@ class _Tape:
         self, function: torch._ops.OpOverload, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[_Known | None, Any]:
         """Of an operation on weights its name among the constants, and what it gave another recording."""
-        leaves = tree_leaves((arguments, options))
-        given = [each for each in leaves if isinstance(each, Tensor)]
+        given = _tensors((arguments, options))
         if not given or function._schema.is_mutable or _is_random(function, arguments, options):
             return None, None
         if any(self._state(tensor) is not _State.CONSTANT for tensor in given):
             return None, None
-        name = function, *map(_named, leaves), *options
+        name = function, *map(_named, tree_leaves((arguments, options))), *options
         return name, self._found(name)
 
     def once(self, make: Callable[[Tensor, Key], Tensor], tensor: Tensor, key: Key) -> Tensor | None:
@@ -367,16 +366,16 @@ class _Tape:
             return None
         name = make, _named(tensor), key
         found = self._found(name)
-        return self.keep(name, make(tensor, key)) if found is None else found
+        return self.keep(name, make(tensor, key), tensor) if found is None else found
 
     def _found(self, name: _Known) -> Any:
-        found = self.constants.get(name)
+        found, _ = self.constants.get(name, (None, None))
         self.held.append(found)
         return tree_map_only(Tensor, Tensor.detach, found)  # autograd wants another tensor each time
 
-    def keep(self, name: _Known, found: Any) -> Any:
-        """A constant, for other recordings, too."""
-        self.constants[name] = found
+    def keep(self, name: _Known, found: Any, given: Any) -> Any:
+        """A constant, for other recordings, too, with what it was made of: the name is theirs while they are held."""
+        self.constants[name] = found, given
         self.held.append(found)
         return found
 
@@ -384,8 +383,7 @@ class _Tape:
         self, function: torch._ops.OpOverload, arguments: tuple[Any, ...], options: dict[str, Any], found: Any
     ) -> bool:
         """Hears of an operation, and tells whether it allocated something: it did more than look another way."""
-        given = [each for each in tree_leaves((arguments, options)) if isinstance(each, Tensor)]
-        results = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
+        given, results = _tensors((arguments, options)), _tensors(found)
         keys = {_key(tensor) for tensor in given}
         fresh = [tensor for tensor in results if (key := _key(tensor)) not in keys and key not in self._living]
         if function in _ALLOCATIONS:
@@ -402,8 +400,10 @@ class _Tape:
                 self._becomes(tensor, _State.CONSTANT)
             self.held += fresh + written
             return bool(fresh)
-        if _is_random(function, arguments, options) or len(results) != len(tree_leaves(found)):
-            raise CannotReplay(f"{function} is random or gives other things than tensors")
+        if _is_random(function, arguments, options) or torch.Tag.dynamic_output_shape in function.tags:
+            raise CannotReplay(f"what {function} gives is random, or of a size that depends on what it is given")
+        if len(results) != len(tree_leaves(found)):
+            raise CannotReplay(f"{function} gives other things than tensors")
         for tensor in written:
             self._becomes(tensor, _State.VARYING)
         for tensor in fresh:
@@ -497,7 +497,7 @@ class _Dispatch(TorchDispatchMode):
             found = function(*arguments, **(options or {}))
             computed = self._tape.operation(function, arguments, options or {}, found)
             if name is not None and computed:
-                self._tape.keep(name, found)
+                self._tape.keep(name, found, (arguments, options))
         return found
 
 
@@ -519,7 +519,7 @@ def _written(function: torch._ops.OpOverload, arguments: tuple[Any, ...], option
     """Of its arguments those that the operation changes."""
     given = _given(function, arguments, options)
     changed = [each.name for each in function._schema.arguments if each.alias_info and each.alias_info.is_write]
-    return [each for each in tree_leaves([given[name] for name in changed]) if isinstance(each, Tensor)]
+    return _tensors([given[name] for name in changed])
 
 
 def _named(argument: Any) -> Any:
@@ -527,6 +527,10 @@ def _named(argument: Any) -> Any:
     if not isinstance(argument, Tensor):
         return argument
     return _key(argument), argument.dtype, argument.storage_offset(), argument.shape, argument.stride()
+
+
+def _tensors(parts: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(parts) if isinstance(each, Tensor)]
 
 
 def _strong(weak: StorageWeakRef) -> torch.UntypedStorage:

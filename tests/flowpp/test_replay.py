@@ -244,7 +244,13 @@ def leaves_pytorch(x: Tensor) -> tuple[Tensor]:
     return (torch.from_numpy(x.detach().numpy() + 1) + x,)
 
 
-@pytest.mark.parametrize("function", [depends_on_a_value, is_random, changes_a_constant, leaves_pytorch])
+def has_results_of_any_size(x: Tensor) -> tuple[Tensor]:
+    return (x[x > 0].sum().expand(len(x)),)
+
+
+@pytest.mark.parametrize(
+    "function", [depends_on_a_value, is_random, changes_a_constant, leaves_pytorch, has_results_of_any_size]
+)
 def test_what_cannot_be_replayed_is_computed_as_it_was_and_said_once(
     function: Callable[[Tensor], tuple[Tensor]], caplog: pytest.LogCaptureFixture
 ) -> None:
