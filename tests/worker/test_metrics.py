@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowpp import FlowPP
+from flowpp.likelihood import estimate
 from flowpp.presets import resolve_model
 from tests.worker.conftest import Submit
 from worker.inference import Inference
@@ -84,6 +85,11 @@ def test_warm_models_are_told_with_their_bytes_until_they_give_way(
     assert (first.now, second.now) == (size, 0)
     models.get(checkpoints[1])
     assert (first.now, second.now) == (0, size)
+    model = models.get(checkpoints[1])
+    estimate(model, np.zeros((2, 8, 8, 3), np.uint8), [1, 2])
+    models.get(checkpoints[1])
+    assert model.replays is not None
+    assert second.now == model.replays.nbytes > size  # with what its recorded passes hold
 
 
 def test_a_lease_that_is_lost_is_counted_once(service: Service, submit: Submit) -> None:
