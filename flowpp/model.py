@@ -7,7 +7,7 @@ Axes: B batch, C channels, H height, W width. Images are uint8 with values in 0.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -162,9 +162,17 @@ class FlowPP(nn.Module):
     def replay(self) -> None:
         """From now on, passes over images and latents without gradients on a CPU are recorded and replayed.
 
-        The numbers are the same but for rounding, and a small model's sooner there; see `flowpp.replay`.
+        The numbers are the same but for rounding, and sooner there, those of small models and batches above all
+        (`flowpp.replay`). A change of the weights is seen, but for one through a parameter's `.data` and a parameter
+        in another's place: call this again then.
         """
         self.replays = Replays(self.parameters())
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As any module's."""
+        found = super().load_state_dict(*args, **kwargs)
+        self._forget_recordings()  # with `assign` the parameters are others
+        return found
 
     def _forget_recordings(self) -> None:
         if self.replays is not None:

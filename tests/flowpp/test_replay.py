@@ -97,7 +97,7 @@ def test_no_images_are_no_pass(model: FlowPP) -> None:
     assert scored(replaying(model), 0).shape == (3, 0)
 
 
-@pytest.mark.parametrize("way", ["in place", "loaded", "other data", "plain PyTorch", "bfloat16"])
+@pytest.mark.parametrize("way", ["in place", "loaded", "assigned", "other data", "plain PyTorch", "bfloat16"])
 def test_a_changed_model_is_recorded_anew(model: FlowPP, way: str) -> None:
     replayed = replaying(model)
     before = scored(replayed, 2)
@@ -106,8 +106,9 @@ def test_a_changed_model_is_recorded_anew(model: FlowPP, way: str) -> None:
             if way == "in place":
                 for parameter in each.parameters():
                     parameter.mul_(1.01)
-            elif way == "loaded":
-                each.load_state_dict({name: 1.01 * tensor for name, tensor in each.state_dict().items()})
+            elif way in ("loaded", "assigned"):
+                changed = {name: 1.01 * tensor for name, tensor in each.state_dict().items()}
+                each.load_state_dict(changed, assign=way == "assigned")
             elif way == "other data":
                 for parameter in each.parameters():
                     parameter.data = 1.01 * parameter.data
