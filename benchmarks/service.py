@@ -220,7 +220,7 @@ def _plain(directory: Path, name: str, settings: Mapping[str, str] = {}) -> Iter
     """The address of a plain endpoint of the model in `directory`, and its process."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "uvicorn", "benchmarks.service:plain_app", "--factory", "--port", str(port)]
-    environment = os.environ | {MODEL: str(directory / "model")} | settings
+    environment = {**os.environ, MODEL: str(directory / "model"), **settings}
     log = directory / f"{name}.log"
     process = child.start([*command, "--no-access-log"], log, environment)
     try:

@@ -179,8 +179,10 @@ class FlowPP(nn.Module):
             self.replay()
 
     def _pass(self, name: str, function: Pass, *inputs: Tensor) -> tuple[Tensor, ...]:
-        computed = torch.is_grad_enabled() or self.training or inputs[0].device.type != "cpu" or not len(inputs[0])
-        if self.replays is None or computed:
+        x = inputs[0]
+        if self.replays is None or self.training or x.device.type != "cpu" or not len(x):
+            return function(*inputs)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (*inputs, *self.replays.parameters)):
             return function(*inputs)
         return self.replays(name, function, *inputs)
 

@@ -71,7 +71,7 @@ class Replays:
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._parameters = list(parameters)
+        self.parameters = list(parameters)
         self._weights: list[tuple[int, int]] = []
         self._free: dict[tuple[object, ...], list[Replay]] = {}
         self._constants: _Constants = {}
@@ -81,7 +81,7 @@ class Replays:
         self._arenas = 0
         self.count = 0
         """Recordings of the weights as they are."""
-        self.nbytes = sum(parameter.nbytes for parameter in self._parameters)
+        self.nbytes = sum(parameter.nbytes for parameter in self.parameters)
         """Of the parameters and all recordings."""
 
     def __call__(self, name: str, function: Pass, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class Replays:
     def _part(self, name: str, function: Pass, *inputs: Tensor) -> tuple[Tensor, ...]:
         if name in self._refused:
             return function(*inputs)
-        weights = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters]
+        weights = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self.parameters]
         key = _kind(name, inputs)
         with self._changing:
             if weights != self._weights:
@@ -114,7 +114,7 @@ class Replays:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:  # of a copy of the module, whose recordings are its own
-        return Replays, (self._parameters,)
+        return Replays, (self.parameters,)
 
     def _record(self, name: str, function: Pass, inputs: Sequence[Tensor], constants: "_Constants") -> "Replay":
         """A recording; of a pass of that name one over a single row first, if there is none.
@@ -139,7 +139,7 @@ class Replays:
     def _counted(self, replay: "Replay") -> "Replay":
         with self._changing:
             self._arenas, self.count = self._arenas + replay.nbytes, self.count + 1
-            held = _tensors((self._parameters, list(self._constants.values())))
+            held = _tensors((self.parameters, list(self._constants.values())))
             storages = {_key(tensor): tensor.untyped_storage() for tensor in held}
             self.nbytes = self._arenas + sum(storage.nbytes() for storage in storages.values())
         return replay

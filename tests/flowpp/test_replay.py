@@ -149,6 +149,11 @@ def test_gradients_and_training_are_not_replayed(model: FlowPP) -> None:
     with torch.no_grad():
         replayed.log_prob(image)
     assert recordings(replayed) == 0
+    replayed.eval().requires_grad_(False)
+    assert not replayed.log_prob(image).requires_grad
+    assert recordings(replayed) == 1  # there are no gradients to be had
+    x = torch.zeros(1, *model.config.latent_shape, requires_grad=True)
+    assert replayed.decode(x, continuous=True).requires_grad
 
 
 def test_what_a_replay_gives_is_the_callers_own(model: FlowPP) -> None:
