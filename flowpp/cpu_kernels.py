@@ -52,7 +52,10 @@ def convolve_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Ten
 
 
 def _pack(weight: Tensor, kind: tuple[int, ...]) -> Tensor:
-    """The weight as the kernel wants it, which otherwise makes it so in each call."""
+    """The weight [filters, channels, k, k] in the tiles' order, bfloat16 [n]; else the kernel makes it so in each call.
+
+    `kind` is (channels, filters, k), as `_convolution` gives it.
+    """
     shape = integers((1, 1, 1, *kind))
     packed = torch.empty(_call("packed_weights", weight, shape), dtype=torch.bfloat16)
     _call("pack_weights", weight, shape, pointer(weight), pointer(packed))

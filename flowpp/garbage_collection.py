@@ -9,8 +9,8 @@ _YOUNG = 10_000
 def settle() -> None:
     """Collects what is garbage now, and leaves all that stays out of every later collection.
 
-    Most of what a server holds, its modules and models, lives as long as it does; to look through it over and over
-    took a tenth of the time of a short request. To be called again where much has come or gone since.
+    Most of what a server holds, its modules and models, lives as long as it does, and would be looked through over
+    and over while it answers. To be called again where much has come or gone since.
     """
     gc.unfreeze()
     gc.collect()

@@ -45,7 +45,7 @@ class NotBuilt(RuntimeError):
 Key = TypeVar("Key")
 
 
-class Tape(Protocol):
+class Listener(Protocol):
     """What records the kernels that are called."""
 
     def kernel(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
@@ -56,7 +56,7 @@ class Tape(Protocol):
 
 
 class _OfThread(threading.local):
-    tape: Tape | None = None
+    tape: Listener | None = None
     """That of what is computed in this thread now."""
 
 
