@@ -130,6 +130,7 @@ class Webhooks:
         self._redis: Any = redis  # its annotations do not know of decode_responses
         self._store = store
         self._scripts = Transitions(redis)
+        self._deliveries = load_script(redis, "deliveries")  # in one step: they change while they are read
         self._ping = load_script(redis, "ping")
         self._claim = load_script(redis, "claim_deliveries")
         self._end = load_script(redis, "end_delivery")
@@ -205,16 +206,9 @@ class Webhooks:
 
     def deliveries(self, webhook_id: str) -> list[Delivery]:
         """The last 100 that are over, and up to 100 that wait, those that are due first; newest first."""
-        place = f"flowpp:webhook:{webhook_id}"
-        waiting = self._redis.zrange(f"{place}:pending", 0, _SHOWN - 1, withscores=True)
-        due = dict(waiting)
-        ids = [*due, *self._redis.lrange(f"{place}:ended", 0, _SHOWN - 1)]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for delivery in ids:
-                pipeline.hgetall(f"flowpp:delivery:{delivery}")
-            found = [(delivery, known) for delivery, known in zip(ids, pipeline.execute(), strict=True) if known]
-        shown = {delivery: _delivery(delivery, known, due.get(delivery)) for delivery, known in found}
-        return sorted(shown.values(), key=lambda delivery: delivery.created_at, reverse=True)
+        found = self._deliveries(args=[webhook_id, _SHOWN])
+        shown = [_delivery(*each) for each in found]
+        return sorted(shown, key=lambda delivery: delivery.created_at, reverse=True)
 
     # Who sends them
 
@@ -258,7 +252,8 @@ def _shown_once(record: _Record, state: dict[str, str]) -> CreatedWebhook:
     return CreatedWebhook(**_shown(record, state).model_dump(), secret=record.secret)
 
 
-def _delivery(delivery_id: str, known: dict[str, str], due: float | None) -> Delivery:
+def _delivery(delivery_id: str, due: str | None, fields: list[str]) -> Delivery:
+    known = dict(zip(fields[::2], fields[1::2], strict=True))
     values: dict[str, Any] = {name: value for name, value in known.items() if value and name in Delivery.model_fields}
     return Delivery.model_validate(values | {"id": delivery_id, "next_attempt_at": due})
 

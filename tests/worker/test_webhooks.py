@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,27 @@ def test_what_failed_is_due_again_when_its_outcome_says(
     service.webhooks.end(attempt, Outcome("failed", None, "no answer"))
     (shown,) = service.webhooks.deliveries(webhook.id)
     assert (shown.status, shown.attempts, shown.status_code, shown.error) == ("dead", 2, None, "no answer")
+
+
+def test_what_is_shown_of_a_delivery_is_of_one_moment(
+    service: Service, submit: Submit, webhook: CreatedWebhook
+) -> None:
+    def fail_one_after_another() -> None:
+        for _ in range(60):
+            submit()
+            (attempt,) = claim(service, lease=15)
+            service.webhooks.end(attempt, Outcome("failed", 500, "it answered 500", 1_000))
+
+    with ThreadPoolExecutor(1) as other:
+        failing = other.submit(fail_one_after_another)
+        while not failing.done():
+            for shown in service.webhooks.deliveries(webhook.id):
+                assert shown.next_attempt_at is not None
+                if shown.error:
+                    assert shown.last_attempt_at is not None
+                    assert shown.next_attempt_at - shown.last_attempt_at >= 1_000
+        failing.result()
+    assert len(service.webhooks.deliveries(webhook.id)) == 60
 
 
 def test_webhooks_take_turns_and_none_has_more_than_two_under_way(service: Service, submit: Submit) -> None:
