@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from flowpp.checkpoint import StoredFile
 from flowpp.config import Frozen
-from flowpp.durable import new_directory, new_file
+from flowpp.durable import NewFiles, new_directory, new_file
 from worker.object_store import StoreUnavailable, Upload, abort, file_system, reaching, uploading, uploads
 from worker.refusals import NotFound
 
@@ -72,6 +72,26 @@ class Listed(NamedTuple):
     modified_at: float
 
 
+class Together:
+    """Records that are put into a store one by one, by any number of threads, and are all there after `finish`.
+
+    On a disk that takes a fraction of the time; in an object store each is there at once.
+    """
+
+    def __init__(self) -> None:
+        self._files = NewFiles()
+        self._prefixes: dict[Path, str] = {}
+
+    def write(self, prefix: str, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._files.write(path, content)
+        self._prefixes[path] = prefix
+
+    def finish(self) -> dict[str, OSError]:
+        """Why those that could not be stored could not, by their prefixes. Raises `OSError` where it is not known."""
+        return {self._prefixes[path]: error for path, error in self._files.finish().items()}
+
+
 class ArtifactStore:
     """The store at `url`: a directory, or an fsspec URL such as s3://bucket/folder.
 
@@ -96,12 +116,21 @@ class ArtifactStore:
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             name = (Path(below) / path.relative_to(source)).as_posix()
             files[name] = self._put_file(path, self._path(prefix, name))
-        return self._put_manifest(prefix, record or {}, files)
+        record = record or {}
+        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
+        self._write_manifest(prefix, manifest)
+        return manifest
 
     @reaching(_STORE)
-    def put_record(self, prefix: str, record: dict[str, Any]) -> Manifest:
-        """Stores a record that has no files."""
-        return self._put_manifest(prefix, record, {})
+    def put_record(self, prefix: str, record: dict[str, Any], together: "Together | None" = None) -> Manifest:
+        """Stores a record that has no files; on a disk with others, when these are `finish`ed."""
+        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files={})
+        content, path = _written(manifest), self._path(_manifest_of(prefix))
+        if together is None or self.directory is None:
+            self._put_bytes(content, path)
+        else:
+            together.write(prefix, Path(path), content)
+        return manifest
 
     @reaching(_STORE)
     def manifest(self, prefix: str) -> Manifest:
@@ -343,13 +372,8 @@ class ArtifactStore:
             if not directory.exists():  # else another process of this machine was faster
                 raise
 
-    def _put_manifest(self, prefix: str, record: dict[str, Any], files: dict[str, StoredFile]) -> Manifest:
-        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
-        self._write_manifest(prefix, manifest)
-        return manifest
-
     def _write_manifest(self, prefix: str, manifest: Manifest) -> None:
-        self._put_bytes(manifest.model_dump_json(indent=2).encode() + b"\n", self._path(_manifest_of(prefix)))
+        self._put_bytes(_written(manifest), self._path(_manifest_of(prefix)))
 
     def _has(self, prefix: str, manifest: Manifest) -> bool:
         """Whether just this is stored as `prefix`."""
@@ -369,6 +393,10 @@ class ArtifactStore:
     def _writing(self, path: str) -> AbstractContextManager[Any]:
         """A file that appears whole at the end of the block, or not at all."""
         return _replacing(Path(path)) if self.directory is not None else uploading(self._fs, path)
+
+
+def _written(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=2).encode() + b"\n"
 
 
 def _manifest_of(prefix: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from worker.artifacts import ALONE
+from worker.artifacts import ALONE, Together
 from worker.connection import UNREACHABLE, redis_time
 from worker.service import Service
 from worker.transitions import Transitions, job_key
@@ -32,7 +32,7 @@ LAST_SECONDS = 5
 _RECORD = "record-"
 _TURN_SECONDS = 60
 _JOBS = 200  # at a time
-_THREADS = 8
+_THREADS = 8  # where each waits for an object store
 _TOGETHER = 25  # jobs that are read at once, of which each thread has so many
 _FEW = 100  # events
 _Events = Sequence[tuple[str, dict[str, str]]]
@@ -106,29 +106,38 @@ class Recorder:
         marks = self._redis.zrangebyscore("flowpp:changed", "-inf", last, start=0, num=_JOBS, withscores=True)
         if marks:
             parts = [marks[start : start + _TOGETHER] for start in range(0, len(marks), _TOGETHER)]
-            with ThreadPoolExecutor(_THREADS, "record") as threads:
-                failed = [error for errors in threads.map(self._record, parts) for error in errors]
+            together, failed = Together(), list[Exception]()
+            with ThreadPoolExecutor(_THREADS if self._service.store.directory is None else 1, "record") as threads:
+                written = list(threads.map(lambda part: self._write(part, together, failed), parts))
+                missing = together.finish()
+                # Where a job's directory is gone, so is the job: the next look sees it.
+                failed += [error for error in missing.values() if not isinstance(error, FileNotFoundError)]
+                stored = [[each for each in part if place(*each) not in missing] for part in written]
+                list(threads.map(lambda part: self._clear(part, failed), stored))
             if failed:
                 raise failed[0]
         return len(marks)
 
-    def _record(self, marks: Sequence[tuple[str, float]]) -> list[Exception]:
-        """Stores jobs as they are now, and deletes what was stored of them before; of one that is not there, all.
-
-        Why some could not be stored: they stay marked.
-        """
-        stored, failed = [], []
+    def _write(
+        self, marks: Sequence[tuple[str, float]], together: Together, failed: list[Exception]
+    ) -> list[tuple[str, str]]:
+        """Writes jobs as they are now; which, as of when, also those that are not there: the failed stay marked."""
+        written = []
         for (job_id, marked), (fields, events) in zip(marks, self._read([job_id for job_id, _ in marks]), strict=True):
             changed = fields.get("changed", f"{marked:.0f}")
             try:
                 if fields:
                     fields.pop("recorded", None)
                     record = {"fields": fields | {"id": job_id}, "events": _as_lines(events)}
-                    self._service.store.put_record(place(job_id, changed), record)
+                    self._service.store.put_record(place(job_id, changed), record, together)
             except Exception as error:  # it does not keep the others from being stored
                 failed.append(error)
             else:
-                stored.append((job_id, changed))
+                written.append((job_id, changed))
+        return written
+
+    def _clear(self, stored: Sequence[tuple[str, str]], failed: list[Exception]) -> None:
+        """Deletes what was stored of jobs before; of one that is not there, all."""
         for (job_id, _), outdated in zip(stored, self._scripts.recorded(stored), strict=True):
             try:
                 if outdated == "missing":  # it was deleted, maybe since we have read it
@@ -137,7 +146,6 @@ class Recorder:
                     self._service.store.delete(place(job_id, outdated))
             except Exception as error:
                 failed.append(error)
-        return failed
 
     def _read(self, ids: Sequence[str]) -> list[tuple[dict[str, str], _Events]]:
         """The record of each job, none of which may be there, and its events as of that record.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.conftest import Submit
+from worker.artifacts import Together
 from worker.garbage import collect
 from worker.jobs import Progress
 from worker.rebuilding import rebuild
@@ -112,6 +113,26 @@ def test_a_job_deleted_while_it_is_stored_does_not_come_back(
     monkeypatch.setattr(service.store, "put_record", deleted_meanwhile)
     recorder.record()
     assert records(service, job.id) == []
+    recorder.record()
+    assert service.redis.zcard("flowpp:changed") == 0
+
+
+@pytest.mark.parametrize("others", [1, 30])
+def test_a_job_deleted_before_what_is_written_of_it_is_on_disk_does_not_come_back(
+    service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    recorder, job, finish = Recorder(service), submit(), Together.finish
+    kept = [submit() for _ in range(others)]
+
+    def deleted_meanwhile(together: Together) -> object:
+        monkeypatch.undo()
+        assert service.delete_job(job.id)
+        return finish(together)
+
+    monkeypatch.setattr(Together, "finish", deleted_meanwhile)
+    recorder.record()
+    assert records(service, job.id) == []
+    assert all(statuses(service, other.id) == ["queued"] for other in kept)
     recorder.record()
     assert service.redis.zcard("flowpp:changed") == 0
 
