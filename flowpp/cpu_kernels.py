@@ -161,10 +161,9 @@ def uncouple(y: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
 def _call(name: str, like: Tensor, *arguments: Any) -> Any:
     library = kernels(like.dtype)
     assert library is not None
-    kernel = getattr(library, name)
-    found = kernel(*arguments)
+    found = getattr(library, name)(*arguments)
     if listening.tape is not None:
-        listening.tape.kernel(kernel, arguments)
+        listening.tape.kernel(like.dtype, name, arguments)
     return found
 
 

@@ -48,8 +48,8 @@ Key = TypeVar("Key")
 class Listener(Protocol):
     """What records the kernels that are called."""
 
-    def kernel(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-        """Hears of a kernel that has been called."""
+    def kernel(self, dtype: torch.dtype, name: str, arguments: tuple[object, ...]) -> None:
+        """Hears of a kernel for this dtype that has been called."""
 
     def once(self, make: Callable[[Tensor, Key], Tensor], tensor: Tensor, key: Key) -> Tensor | None:
         """make(tensor, key), made once for all recordings of the same weights; none of a tensor that is no weight."""

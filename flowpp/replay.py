@@ -8,12 +8,14 @@ weights alone is computed once. It is what a CUDA graph is to a GPU.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowpp.replayed_calls import Reference, lay_out, tensors
+from flowpp.program import in_programs
+from flowpp.replayed_calls import KernelCall, Reference, lay_out, tensors
 from flowpp.tape import CannotReplay, Constants, Tape, storage_of
 
 logger = logging.getLogger(__name__)
@@ -133,7 +135,8 @@ class Replay:
         arena = torch.full((lay_out(tape.buffers),), 255, dtype=torch.uint8)  # NaN, where a call were missing
         self._inputs = [reference.of(arena) for reference in tape.inputs]
         self._outputs = [each.of(arena) if isinstance(each, Reference) else each for each in outputs]
-        self._calls = [call.on(arena) for call in tape.calls]
+        dtypes = {call.dtype for call in tape.calls if isinstance(call, KernelCall)}
+        self._calls = in_programs(chain.from_iterable(call.on(arena, dtypes) for call in tape.calls))
         self._held = tape.held
         self.nbytes = arena.nbytes
         self.check(inputs, expected)

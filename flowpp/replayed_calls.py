@@ -6,7 +6,7 @@ piece of memory, one over another where they are not needed at once, and the cal
 
 import bisect
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache, partial
@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from flowpp.elementwise import as_kernels
+from flowpp.native import kernels
+from flowpp.program import Bound, BoundKernel
 
 _ALIGNMENT = 64
 """Bytes: what PyTorch aligns memory to."""
@@ -76,20 +80,20 @@ class Address:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Of a kernel of `flowpp.native`, with addresses for pointers into buffers."""
+    """Of a kernel of `flowpp.native` for a dtype, with addresses for pointers into buffers."""
 
-    function: Callable[..., object]
+    dtype: torch.dtype
+    name: str
     arguments: list[Any]
 
-    def on(self, arena: Tensor) -> Callable[[], object]:
-        start = arena.data_ptr()
-        return partial(
-            self.function,
-            *(
-                ctypes.c_void_p(start + each.buffer.offset + each.offset) if isinstance(each, Address) else each
-                for each in self.arguments
-            ),
-        )
+    def on(self, arena: Tensor, _: Container[torch.dtype]) -> Sequence[Bound]:
+        start, library = arena.data_ptr(), kernels(self.dtype)
+        assert library is not None
+        arguments = [
+            ctypes.c_void_p(start + each.buffer.offset + each.offset) if isinstance(each, Address) else each
+            for each in self.arguments
+        ]
+        return [BoundKernel(library, self.name, arguments)]
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,21 @@ class OperationCall:
     options: dict[str, Any]
     results: list[Reference]
 
-    def on(self, arena: Tensor) -> Callable[[], object]:
+    def on(self, arena: Tensor, dtypes: Container[torch.dtype]) -> Sequence[Bound]:
+        """What writes its results: where it can, and these are of one of the `dtypes`, the kernel `elementwise`."""
         arguments, options, results = tree_map_only(
             Reference, lambda reference: reference.of(arena), (self.arguments, self.options, self.results)
         )
         if not results:
-            return partial(self.function, *arguments, **options)
+            return [partial(self.function, *arguments, **options)]
+        if results[0].dtype in dtypes and (calls := as_kernels(self.function, arguments, options, results)):
+            return calls
         if self.function in _COPIES:
-            return partial(_aten.copy_.default, results[0], arguments[0])
+            return [partial(_aten.copy_.default, results[0], arguments[0])]
         into, names = _into(self.function)
         if into is not None:
-            return partial(into, *arguments, **options, **dict(zip(names, results, strict=True)))
-        return partial(_copy_results, partial(self.function, *arguments, **options), results)
+            return [partial(into, *arguments, **options, **dict(zip(names, results, strict=True)))]
+        return [partial(_copy_results, partial(self.function, *arguments, **options), results)]
 
 
 @lru_cache

@@ -149,7 +149,7 @@ class Tape:
             self.calls.append(OperationCall(function, *self._referring((arguments, options, fresh))))
         return bool(fresh)
 
-    def kernel(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    def kernel(self, dtype: torch.dtype, name: str, arguments: tuple[Any, ...]) -> None:
         """Hears of a kernel that has computed: of what is varying, into what was only allocated."""
         places = [self._place(each) if isinstance(each, ctypes.c_void_p) else None for each in arguments]
         buffers = [place.buffer for place in places if place is not None]
@@ -166,7 +166,7 @@ class Tape:
                 place if place is not None and place.buffer.state is State.VARYING else given
                 for place, given in zip(places, arguments, strict=True)
             ]
-            self.calls.append(KernelCall(function, of_arena))
+            self.calls.append(KernelCall(dtype, name, of_arena))
 
     def _place(self, pointer: ctypes.c_void_p) -> Address | None:
         for buffer, weak in self._living.values():

@@ -5,6 +5,7 @@
 // one that PyTorch has loaded, and torch.set_num_threads holds here, too. Work is divided the same way each time.
 #include "attention.h"
 #include "attention_tiles.h"
+#include "elementwise.h"
 #include "gates.h"
 #include "mixture.h"
 #include "tiles.h"
@@ -132,6 +133,21 @@ extern "C" void gate_norm_backward(int64_t rows, int64_t filters, const Real* gr
                                       grad_gain + thread * filters, grad_bias + thread * filters);
         });
     });
+}
+
+// out = operation(a, b), of which some take a alone. `strides` are those of out, a and b, [3, dimensions].
+extern "C" void elementwise(int64_t operation, int64_t dimensions, const int64_t* shape, const int64_t* strides, Real* out, const Real* a,
+                            const Real* b) {
+    const Strided of = {dimensions, shape, strides, strides + dimensions, strides + 2 * dimensions};
+    if (dimensions > 1) {
+        each_part(of.rows(), of.length(), [=](int64_t, int64_t first, int64_t last) { compute(operation, of, first, last, out, a, b); });
+    } else {
+        each_part(*shape, 1, [=](int64_t, int64_t first, int64_t last) {
+            const int64_t length = last - first;
+            const Strided part = {1, &length, of.out, of.a, of.b};
+            compute(operation, part, 0, 1, out + first * *of.out, a + first * *of.a, b + first * *of.b);
+        });
+    }
 }
 
 // Of one head's results, [length, D] from `start` on in rows of `width`, those that are not kept.
@@ -333,3 +349,31 @@ extern "C" bool attention_tiles_forward(const int64_t* shape, int64_t size, cons
 #else
 extern "C" bool has_tiles() { return false; }
 #endif
+
+// Kernels that recordings call (flowpp/program.py): each of them as <name>_of, which finds the places of its arguments in an array.
+template <class R, class... A, size_t... I> void call(R (*kernel)(A...), void* const* arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(arguments[I])...);
+}
+template <class R, class... A> void call(R (*kernel)(A...), void* const* arguments) { call(kernel, arguments, std::index_sequence_for<A...>()); }
+
+#define FLOWPP_RECORDED(KERNEL) \
+    extern "C" void KERNEL##_of(void* const* arguments) { call(KERNEL, arguments); }
+FLOWPP_RECORDED(attention_forward)
+FLOWPP_RECORDED(concat_elu_forward)
+FLOWPP_RECORDED(couple)
+FLOWPP_RECORDED(elementwise)
+FLOWPP_RECORDED(gate_norm_forward)
+FLOWPP_RECORDED(uncouple)
+#ifdef FLOWPP_TILES
+FLOWPP_RECORDED(attention_tiles_forward)
+FLOWPP_RECORDED(convolve_tiles)
+#endif
+
+struct Call {
+    void (*kernel)(void* const*);
+    void* const* arguments;
+};
+
+extern "C" void run(const Call* calls, int64_t n) {
+    for (const Call* each = calls; each < calls + n; each++) each->kernel(each->arguments);
+}

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import logging
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 from flowpp.config import ModelConfig
 from flowpp.likelihood import estimate
 from flowpp.model import FlowPP
+from flowpp.program import Program
 from flowpp.replay import MOST_ROWS, CannotReplay, Replay, Replays
 from tests.flowpp.test_model import ABLATIONS, SMALL, random_images, trained_looking
 
@@ -302,6 +304,18 @@ def test_writing_into_parts_of_a_result_is_replayed() -> None:
         x = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed))
         for found, expected in zip(replay(x), function(x), strict=True):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_most_of_a_replay_is_kernels_that_python_calls_together() -> None:
+    model = FlowPP("small").eval().requires_grad_(False)
+    model.initialize(random_images(model.config, 4))
+    replayed = replaying(model)
+    scored(replayed, 1)
+    assert replayed.replays is not None
+    ((replay,),) = replayed.replays._free.values()
+    assert len(replay._calls) < 70
+    assert sum(call._count.value for call in replay._calls if isinstance(call, Program)) > 150
 
 
 def test_a_small_models_pass_is_sooner_replayed_than_computed() -> None:
