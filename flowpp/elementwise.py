@@ -75,11 +75,11 @@ def _elementwise(operation: int, out: Tensor, a: Any, b: Any) -> BoundKernel | N
     if len(shape) > _MOST_DIMENSIONS:
         return None
     numbers = *map(ctypes.c_int64, (operation, len(shape))), integers(shape), integers(strides)
-    return BoundKernel(library, "elementwise", (*numbers, *map(pointer, (out, a, b))), (a, b))
+    return BoundKernel(library, "elementwise", (*numbers, *map(pointer, (out, a, b))), (out, a, b))
 
 
 def _collapsed(*tensors: Tensor) -> tuple[list[int], list[int]]:
-    """Their shape and the strides of each, with as few dimensions as there can be, in the order of the first's memory."""
+    """Their shape and the strides of each, with as few dimensions as there can be, in order of the first's memory."""
     every = zip(tensors[0].shape, *(each.stride() for each in tensors), strict=True)
     found: list[tuple[int, ...]] = []
     for size, *strides in sorted((each for each in every if each[0] != 1), key=lambda each: -each[1]):

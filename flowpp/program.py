@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BoundKernel:
-    """A kernel of `library` with its arguments, as ctypes has them, and what they point to, if nobody else holds it."""
+    """A kernel of `library` with its arguments, as ctypes has them, and `held`, what they point to."""
 
     library: ctypes.CDLL
     name: str
