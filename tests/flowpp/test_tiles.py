@@ -140,6 +140,10 @@ def attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return out.unflatten(1, qkv.shape[2:]).permute(0, 3, 1, 2), scores.logsumexp(-1)
 
 
+def off(ours: Tensor, right: Tensor) -> float:
+    return float((ours - right).square().mean().sqrt() / right.square().mean().sqrt())
+
+
 def queries_keys_values(heads: int, size: int, batch: int, height: int, width: int, *, score: float) -> Tensor:
     """With scores of about that standard deviation, and values of 1."""
     qkv = normal(batch, 3 * heads * size, height, width, seed=size)
@@ -149,7 +153,7 @@ def queries_keys_values(heads: int, size: int, batch: int, height: int, width: i
 
 @pytest.mark.parametrize("size", [16, 24, 26, 32])
 @pytest.mark.parametrize("positions", [(8, 16), (16, 16), (7, 19), (1, 1031)], ids=str)
-@pytest.mark.parametrize("score", [0.1, 1.0, 8.0, 60.0])
+@pytest.mark.parametrize("score", [0.1, 1.0, 3.0, 8.0, 60.0])
 def test_attention_has_the_scores_of_float32_and_values_as_two_bfloat16s(
     size: int, positions: tuple[int, int], score: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,10 +163,24 @@ def test_attention_has_the_scores_of_float32_and_values_as_two_bfloat16s(
     monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
     plain, plain_sums = cpu_kernels.attention(qkv, 2, NONE)
     assert not torch.equal(found, plain)
+    assert off(found, expected) <= TYPICAL + 2 * off(plain, expected)
+    assert (sums - expected_sums).abs().max() <= 2e-6 + 4 * (plain_sums - expected_sums).abs().max()
 
-    def off(ours: Tensor, right: Tensor) -> float:
-        return float((ours - right).square().mean().sqrt() / right.square().mean().sqrt())
 
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("least", [-10.0, -26.0, -36.0])
+def test_attention_is_as_exact_where_all_scores_are_as_low_as_they_can_be(
+    size: int, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every query points away from every key: up to some score the tiles take weights from what scores could be."""
+    qkv = queries_keys_values(1, size, 1, 8, 17, score=0.1)
+    away = torch.nn.functional.normalize(torch.ones(size), dim=0) * (-least * size**0.5) ** 0.5
+    qkv[:, :size] -= away[:, None, None]
+    qkv[:, size : 2 * size] += away[:, None, None]
+    expected, expected_sums = attention(qkv.double(), 1)
+    found, sums = cpu_kernels.attention(qkv, 1, NONE)
+    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
+    plain, plain_sums = cpu_kernels.attention(qkv, 1, NONE)
     assert off(found, expected) <= TYPICAL + 2 * off(plain, expected)
     assert (sums - expected_sums).abs().max() <= 2e-6 + 4 * (plain_sums - expected_sums).abs().max()
 
