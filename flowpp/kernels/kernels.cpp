@@ -261,12 +261,16 @@ extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, bool
         const auto from = [&](int64_t b) { return x + b * image * (elu ? c.channels / 2 : c.channels); };
         const auto to = [&](int64_t b) { return out + b * image * c.filters; };
         if (c.batch >= threads) {
-            const Scratch<Half> plane(c.plane());
-#pragma omp for schedule(static)
-            for (int64_t b = 0; b < c.batch; b++) {
+            const Scratch<Half> planes[2] = {Scratch<Half>(c.plane()), Scratch<Half>(c.plane())};
+            const int64_t first = c.batch * thread / threads, last = c.batch * (thread + 1) / threads;
+            const bool ahead = c.margin() > 0;  // to write a position for a 1x1 convolution takes as long as its products
+            for (int64_t b = first; b < last; b++) {
                 const Convolution p = c.part(b, positions);
-                write_rows(p, from(b), 0, p.rows(), plane.get());
-                convolve_blocks(p, plane.get(), weights, biases.data(), 0, p.blocks(), to(b));
+                Half* plane = planes[b % 2].get();
+                if (b == first || !ahead) write_rows(p, from(b), 0, p.rows(), plane);
+                ComingPlane next;
+                if (ahead && b + 1 < last) next = ComingPlane(c.part(b + 1, positions), from(b + 1), planes[(b + 1) % 2].get());
+                convolve_blocks(p, plane, weights, biases.data(), 0, p.blocks(), to(b), next);
             }
         } else {
 #pragma omp single
@@ -275,8 +279,9 @@ extern "C" void convolve_tiles(const int64_t* shape, bool elu, bool turned, bool
                 const Convolution p = c.part(b, positions);
                 write_rows(p, from(b), p.rows() * thread / threads, p.rows() * (thread + 1) / threads, shared->get());
 #pragma omp barrier
+                ComingPlane none;
                 convolve_blocks(p, shared->get(), weights, biases.data(), p.blocks() * thread / threads,
-                                p.blocks() * (thread + 1) / threads, to(b));
+                                p.blocks() * (thread + 1) / threads, to(b), none);
 #pragma omp barrier
             }
         }

@@ -192,6 +192,66 @@ inline void write_rows(const Convolution& c, const float* x, int64_t first, int6
     if (last == c.rows()) std::memset(plane + written, 0, (c.plane() - written) * sizeof(Half));
 }
 
+// Writes the plane of an image a few positions at a time: between products, which the tiles are long busy with.
+class ComingPlane {
+public:
+    ComingPlane() = default;
+    ComingPlane(const Convolution& c, const float* x, Half* plane) : c(c), x(x), to(plane), left(c.positions()), column(-c.margin()), row(-c.margin()) {}
+
+    int64_t positions() const { return left; }
+
+    void write(int64_t count) {
+        const int64_t size = 2 * c.depth(), channels = c.elu ? c.channels / 2 : c.channels;
+        for (count = std::min(count, left), left -= count; count > 0; count--, to += size) {
+            if (row < 0 || row >= c.height || column < 0) {
+                std::memset(to, 0, size * sizeof(Half));
+            } else {
+                write_position(c, x, to);
+                x += channels;
+            }
+            if (++column == c.width) column = -c.margin(), row++;
+        }
+    }
+
+private:
+    Convolution c{};
+    const float* x = nullptr;
+    Half* to = nullptr;
+    int64_t left = 0, column = 0, row = 0;
+};
+
+// What was found of BLOCK filters at BLOCK positions, on its way to where it belongs: a few positions at a time, likewise.
+class Found {
+public:
+    alignas(64) float values[BLOCK * BLOCK];
+
+    // Of the filters from `filter` on, at n positions of the plane from `start` on.
+    void begin(const Convolution& c, int64_t start, int64_t n, int64_t filter, float* out) {
+        const int64_t filters = std::min(BLOCK, c.filters - filter);
+        first_ones = lanes_below(filters), others = lanes_below(filters - SIDE);
+        to = out + (start / c.row() * c.width + start % c.row()) * c.filters + filter;
+        column = start % c.row(), row = c.row(), width = c.width, stride = c.filters;
+        from = values, end = values + n * BLOCK;
+    }
+
+    void write(int64_t count) {
+        for (; count > 0 && from < end; count--, from += BLOCK) {
+            if (column < width) {
+                _mm512_mask_storeu_ps(to, first_ones, (__m512)load(from));
+                _mm512_mask_storeu_ps(to + SIDE, others, (__m512)load(from + SIDE));
+                to += stride;
+            }
+            if (++column == row) column = 0;
+        }
+    }
+
+private:
+    const float *from = nullptr, *end = nullptr;
+    float* to = nullptr;
+    int64_t column = 0, row = 0, width = 0, stride = 0;
+    __mmask16 first_ones = 0, others = 0;
+};
+
 // Tiles 0 to 3 gather what 4 and 5 on the left and 6 and 7 on the right have in common; unless WHOLE, 4 alone.
 template <bool WHOLE> inline void products() {
     _tile_dpbf16ps(0, 4, 6);
@@ -202,9 +262,9 @@ template <bool WHOLE> inline void products() {
     }
 }
 
-// BLOCK filters at BLOCK positions (or SIDE, unless WHOLE), into rows of `filters`.
-template <bool WHOLE> void multiply(const Convolution& c, const Half* at, const Half* weights, const float* bias, float* out,
-                                    int64_t filters) {
+// BLOCK filters at BLOCK positions (or SIDE, unless WHOLE), into rows of `filters`. `meanwhile` is called at each of c.steps().
+template <bool WHOLE, class Meanwhile> void multiply(const Convolution& c, const Half* at, const Half* weights, const float* bias,
+                                                     float* out, int64_t filters, Meanwhile meanwhile) {
     const int64_t depth = c.depth(), stride = 2 * depth * sizeof(Half), below = SIDE * 2 * depth;
     _tile_loadd(0, bias, 0);
     _tile_loadd(1, bias + SIDE, 0);
@@ -227,6 +287,7 @@ template <bool WHOLE> void multiply(const Convolution& c, const Half* at, const 
                 _tile_loadd(6, weights + 2 * ENTRIES, 64);
                 _tile_loadd(7, weights + 3 * ENTRIES, 64);
                 products<WHOLE>();  // high of x, low of the weights
+                meanwhile();
             }
         }
     _tile_stored(0, out, filters * sizeof(float));
@@ -237,33 +298,30 @@ template <bool WHOLE> void multiply(const Convolution& c, const Half* at, const 
     }
 }
 
-// The blocks of positions from first to last of an image, given its plane: out [height, width, filters].
-inline void convolve_blocks(const Convolution& c, const Half* plane, const Half* weights, const float* bias, int64_t first, int64_t last, float* out) {
-    alignas(64) float found[BLOCK * BLOCK];
-    for (int64_t block = first; block < last; block++) {
+// The blocks of positions from first to last of an image, given its plane: out [height, width, filters]. Meanwhile a plane is written.
+inline void convolve_blocks(const Convolution& c, const Half* plane, const Half* weights, const float* bias, int64_t first, int64_t last,
+                            float* out, ComingPlane& coming) {
+    Found found[2];
+    const int64_t steps = (last - first) * c.filter_blocks() * c.steps(), share = steps ? (coming.positions() + steps - 1) / steps : 0;
+    const int64_t rows = (BLOCK + c.steps() - 1) / c.steps();
+    for (int64_t block = first, turn = 0; block < last; block++) {
         const int64_t start = block * BLOCK, n = std::min(BLOCK, c.outputs() - start);
         const Half* at = plane + start * 2 * c.depth();
-        for (int64_t f = 0; f < c.filter_blocks(); f++) {
+        for (int64_t f = 0; f < c.filter_blocks(); f++, turn = 1 - turn) {
             const Half* packed = weights + f * c.steps() * 4 * ENTRIES;
+            Found &now = found[turn], &before = found[1 - turn];
+            const auto meanwhile = [&] { before.write(rows), coming.write(share); };
             if (n == BLOCK && c.margin() == 0 && (f + 1) * BLOCK <= c.filters) {
-                multiply<true>(c, at, packed, bias + f * BLOCK, out + start * c.filters + f * BLOCK, c.filters);
+                multiply<true>(c, at, packed, bias + f * BLOCK, out + start * c.filters + f * BLOCK, c.filters, meanwhile);
                 continue;
             }
-            n > SIDE ? multiply<true>(c, at, packed, bias + f * BLOCK, found, BLOCK)
-                     : multiply<false>(c, at, packed, bias + f * BLOCK, found, BLOCK);
-            const int64_t filters = std::min(BLOCK, c.filters - f * BLOCK);
-            const __mmask16 first_ones = lanes_below(filters), others = lanes_below(filters - SIDE);
-            int64_t y = start / c.row(), x = start % c.row();
-            for (int64_t i = 0; i < n; i++) {
-                if (x < c.width) {
-                    float* to = out + (y * c.width + x) * c.filters + f * BLOCK;
-                    _mm512_mask_storeu_ps(to, first_ones, (__m512)load(found + i * BLOCK));
-                    _mm512_mask_storeu_ps(to + SIDE, others, (__m512)load(found + i * BLOCK + SIDE));
-                }
-                if (++x == c.row()) x = 0, y++;
-            }
+            n > SIDE ? multiply<true>(c, at, packed, bias + f * BLOCK, now.values, BLOCK, meanwhile)
+                     : multiply<false>(c, at, packed, bias + f * BLOCK, now.values, BLOCK, meanwhile);
+            now.begin(c, start, n, f * BLOCK, out);
         }
     }
+    for (Found& each : found) each.write(BLOCK);
+    coming.write(coming.positions());
 }
 
 // What the gradient of the weights is summed from: of one image, for all places in the kernel.
