@@ -32,6 +32,7 @@ from api.routes import (
     training_jobs,
     webhooks,
 )
+from api.submissions import Submissions
 from api.webhooks import Sender
 from flowpp import logs, tracing
 from flowpp.garbage_collection import settle
@@ -90,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.state.finished = finished
     app.state.looks = Looks(service.jobs)
+    app.state.submissions = Submissions(service)
     app.state.metrics = registry
     problems.install(app)
     redaction.install()

@@ -7,19 +7,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from api.deadlines import JobCreation
 from api.problems import Unsupported, not_json
+from api.submissions import Submissions
 from api.uploads import Form, received
 from flowpp.data import read_images
 from worker.jobs import Job
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
-from worker.submission import Terms
+from worker.submission import Prepared, Terms
 
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
@@ -31,44 +31,48 @@ async def check_media_type(request: Request) -> None:
         raise Unsupported("send application/json, and say so in the header Content-Type")
 
 
-Submit = Callable[[Service, Wanted, np.ndarray | None, list[str], Terms], Job]
+PrepareJob = Callable[[Service, Wanted, np.ndarray | None, list[str], Terms], Prepared]
 
 
-async def submit(creation: JobCreation, kind: type[Wanted], submit: Submit[Wanted]) -> Job:
+async def submit(creation: JobCreation, kind: type[Wanted], prepare: PrepareJob[Wanted]) -> Job:
     """Submits what the body asks for, with the images that came in its field `files`, in a thread, and once.
 
-    Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `submit` and
-    entering `creation` raise.
+    Raises `Unsupported`, `UploadTooLarge`, `RequestValidationError`, `flowpp.data.BadImages` and what `prepare`,
+    `api.submissions.Submissions` and entering `creation` raise.
     """
     request, service = creation.request, creation.service
+    submissions: Submissions = request.app.state.submissions
     media_type = _media_type(request)
     async with creation:
         if media_type == "application/json":
             wanted = _parsed(kind, await _json(request))
-            return await run_in_threadpool(_submit_once, creation, submit, wanted)
+            return await submissions(lambda: _prepare_once(creation, prepare, wanted), len(await request.body()))
         if media_type != "multipart/form-data":
             raise Unsupported("send application/json, or multipart/form-data with images in the field 'files'")
         settings = service.settings
-
-        def with_images(form: Form) -> Job:
-            wanted = _parsed(kind, _values(form))
-            service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
-            return _submit_once(creation, submit, wanted, form.contents())
-
         async with received(request, "files", settings.max_request_bytes, settings.max_request_images) as form:
-            return await run_in_threadpool(with_images, form)
+
+            def with_images() -> Prepared | Job:
+                wanted = _parsed(kind, _values(form))
+                service.checkpoints.resolve(wanted.model, creation.caller.sees)  # before the images are decoded
+                return _prepare_once(creation, prepare, wanted, form.contents())
+
+            return await submissions(with_images, form.size)
 
 
-def _submit_once(
-    creation: JobCreation, submit: Submit[Wanted], wanted: Wanted, files: list[tuple[str, bytes]] | None = None
-) -> Job:
+def _prepare_once(
+    creation: JobCreation,
+    prepare: PrepareJob[Wanted],
+    wanted: Wanted,
+    files: list[tuple[str, bytes]] | None = None,
+) -> Prepared | Job:
     service, terms = creation.service, creation.terms(wanted.model_dump(mode="json"), files or [])
     if creation.existing:
         return service.jobs.get(creation.existing)
     if files is None:
-        return submit(service, wanted, None, [], terms)
+        return prepare(service, wanted, None, [], terms)
     images = read_images(files, limits=service.settings.request_limits)
-    return submit(service, wanted, images, [name for name, _ in files], terms)
+    return prepare(service, wanted, images, [name for name, _ in files], terms)
 
 
 def openapi(kind: type[BaseModel], example: dict[str, Any], files: str, in_forms: set[str]) -> dict[str, Any]:

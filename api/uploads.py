@@ -24,10 +24,14 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 @dataclass(frozen=True)
 class Form:
-    """The text fields of a form, and its files in the order sent: what each is called, and where it is read."""
+    """The text fields of a form, and its files in the order sent: what each is called, and where it is read.
+
+    `size`, in bytes, is that of all files.
+    """
 
     fields: Mapping[str, str]
     files: tuple[tuple[str, IO[bytes]], ...]
+    size: int
 
     def contents(self) -> list[tuple[str, bytes]]:
         """The files, with all that is in them."""
@@ -66,6 +70,7 @@ async def received(
     try:
         fields: dict[str, str] = {}
         files: list[tuple[str, IO[bytes]]] = []
+        size = 0
         for name, value in form.multi_items():
             if isinstance(value, str):
                 if text_fields is not None and name not in text_fields:
@@ -73,11 +78,12 @@ async def received(
                 fields[name] = value
             elif name == file_field:
                 files.append((display_name(value.filename or ""), value.file))
+                size += value.size or 0
             else:
                 raise invalid_field(name, f"unexpected file; files go in the field {file_field!r}")
         if not files:
             raise invalid_field(file_field, "Field required: at least one file")
-        yield Form(fields, tuple(files))
+        yield Form(fields, tuple(files), size)
     finally:
         await form.close()
 

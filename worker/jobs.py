@@ -25,8 +25,8 @@ from worker.connection import redis_time
 from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
-from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
+from worker.refusals import Conflict, NotFound, OverQuota, QueueFull, Refusal
+from worker.transitions import RESULT_TTL_SECONDS, NewRecord, Transitions, job_key
 from worker.transitions import JobStatus as JobStatus
 from worker.transitions import JobType as JobType
 
@@ -146,6 +146,19 @@ class NewJob:
     traceparent: str = ""
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A job that is to be submitted, unless so many wait, or its owner has so many that have not finished.
+
+    `claim` is of an idempotency key.
+    """
+
+    new: NewJob
+    max_queued: int
+    max_jobs: int = 1_000_000
+    claim: str = ""
+
+
 def new_job_id() -> str:
     return f"job_{secrets.token_hex(12)}"
 
@@ -168,12 +181,32 @@ class Jobs:
     # Everybody
 
     def submit(self, new: NewJob, max_queued: int, max_jobs: int = 1_000_000, claim: str = "") -> tuple[Job, bool]:
-        """Writes the record and puts the job into its queue, and notes it for the idempotency key of `claim`.
+        """As `submit_all`, of one. Raises what it gives."""
+        (found,) = self.submit_all([Submission(new, max_queued, max_jobs, claim)])
+        if isinstance(found, Refusal):
+            raise found
+        return found
 
-        The job, and whether a bell is to be rung for it: not where each worker looks without one.
+    def submit_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | Refusal]:
+        """Writes the records and puts the jobs into their queues, and notes them for the idempotency keys of `claim`.
 
-        Raises `QueueFull`, `OverQuota` where its owner has `max_jobs` unfinished ones, `NotFound` for what it uses.
+        Each job, and whether a bell is to be rung for it: not where each worker looks without one. Or else `QueueFull`,
+        `OverQuota` where its owner has `max_jobs` unfinished ones, `NotFound` for what it uses.
         """
+        records = [
+            NewRecord(each.new.id, each.max_queued, each.max_jobs, each.claim, self._fields(each.new))
+            for each in submissions
+        ]
+        found: list[tuple[Job, bool] | Refusal] = []
+        for each, answer in zip(submissions, self._scripts.submit(records), strict=True):
+            if isinstance(answer, str):
+                found.append(_why_not(answer, each))
+            else:
+                heard, record = answer
+                found.append((_parse(each.new.id, record), not heard))
+        return found
+
+    def _fields(self, new: NewJob) -> dict[str, str]:
         fields = {
             "owner": new.owner,
             "type": new.type,
@@ -194,16 +227,7 @@ class Jobs:
             fields["progress"] = Progress.at(0, new.total_steps).model_dump_json()
         if new.cancel_after is not None:
             fields["cancel_after"] = str(new.cancel_after)
-        answer = self._scripts.submit(new.id, max_queued, max_jobs, claim, fields)
-        if answer == "full":
-            raise QueueFull(f"{max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already; try again later")
-        if answer == "quota":
-            raise OverQuota(f"{new.owner} has {max_jobs} jobs that have not finished, and may not have more at a time")
-        if isinstance(answer, str):
-            code = "dataset_not_found" if answer.startswith("ds_") else "checkpoint_not_found"
-            raise NotFound(code, f"there is no {code.removesuffix('_not_found')} {answer}")
-        heard, record = answer
-        return _parse(new.id, record), not heard
+        return fields
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
@@ -394,6 +418,18 @@ class Jobs:
 
     def _load(self, ids: Sequence[str]) -> list[Job]:
         return [job for job in self.find(ids) if job is not None]
+
+
+def _why_not(answer: str, submission: Submission) -> Refusal:
+    new = submission.new
+    if answer == "full":
+        waiting = f"{submission.max_queued} jobs wait in the {QUEUE_OF[new.type]} queue already"
+        return QueueFull(f"{waiting}; try again later")
+    if answer == "quota":
+        most = submission.max_jobs
+        return OverQuota(f"{new.owner} has {most} jobs that have not finished, and may not have more at a time")
+    code = "dataset_not_found" if answer.startswith("ds_") else "checkpoint_not_found"
+    return NotFound(code, f"there is no {code.removesuffix('_not_found')} {answer}")
 
 
 _JSON = ("request", "plan", "metadata", "progress", "result", "error")

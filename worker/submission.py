@@ -19,11 +19,11 @@ from flowpp.presets import resolve_model, resolve_training
 from flowpp.run_directory import describe
 from worker import presence
 from worker.datasets import Dataset
-from worker.jobs import QUEUE_OF, Job, JobType, NewJob, new_job_id
+from worker.jobs import QUEUE_OF, Job, JobType, NewJob, Submission, new_job_id
 from worker.keys import ANYBODY, Caller
 from worker.models import Checkpoint
 from worker.record_images import MOST_IN_RECORD_BYTES, in_record
-from worker.refusals import Invalid
+from worker.refusals import Invalid, Refusal
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
 from worker.service import Service
 
@@ -62,6 +62,17 @@ class _Planned:
     names: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A job that was checked and resolved, and whose images are stored: to be submitted."""
+
+    submission: Submission
+
+    def forget(self, service: Service) -> None:
+        """Deletes what was stored for it."""
+        service.store.delete(f"jobs/{self.submission.new.id}")
+
+
 def submit_training(service: Service, request: TrainingRequest, terms: Terms = PLAIN) -> Job:
     """Queues a training job."""
     service.check_bytes(terms.caller)
@@ -82,7 +93,7 @@ def submit_training(service: Service, request: TrainingRequest, terms: Terms = P
             raise Invalid("wrong_model", message, "resume_from")
         plan["resume_from"] = checkpoint.id
         uses.append(checkpoint.id)
-    return _submit(service, _Planned("training", request, plan, uses, training.steps), terms)
+    return _submit(service, _prepare(service, _Planned("training", request, plan, uses, training.steps), terms))
 
 
 def submit_likelihood(
@@ -92,7 +103,18 @@ def submit_likelihood(
     names: Sequence[str] = (),
     terms: Terms = PLAIN,
 ) -> Job:
-    """Queues a likelihood job, for the request's dataset or for `images`, uint8 [N, H, W, C], with their names."""
+    """Queues what `prepare_likelihood` makes."""
+    return _submit(service, prepare_likelihood(service, request, images, names, terms))
+
+
+def prepare_likelihood(
+    service: Service,
+    request: LikelihoodRequest,
+    images: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    terms: Terms = PLAIN,
+) -> Prepared:
+    """A likelihood job, for the request's dataset or for `images`, uint8 [N, H, W, C], with their names."""
     if (request.dataset is None) == (images is None):
         raise Invalid("no_images", "give a dataset, or images, and not both", "dataset")
     settings = service.settings
@@ -116,7 +138,7 @@ def submit_likelihood(
     _check_shape(shape, checkpoint, names)
     plan = {"checkpoint": checkpoint.id, "num_images": count}
     group, size = f"likelihood:{checkpoint.id}:{request.importance_samples}", count * request.importance_samples
-    return _submit(service, _Planned("likelihood", request, plan, uses, count, group, size, images, names), terms)
+    return _prepare(service, _Planned("likelihood", request, plan, uses, count, group, size, images, names), terms)
 
 
 def submit_sampling(
@@ -126,7 +148,18 @@ def submit_sampling(
     names: Sequence[str] = (),
     terms: Terms = PLAIN,
 ) -> Job:
-    """Queues a sampling job; with two `images`, uint8 [2, H, W, C], an interpolation between them."""
+    """Queues what `prepare_sampling` makes."""
+    return _submit(service, prepare_sampling(service, request, images, names, terms))
+
+
+def prepare_sampling(
+    service: Service,
+    request: SamplingRequest,
+    images: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    terms: Terms = PLAIN,
+) -> Prepared:
+    """A sampling job; with two `images`, uint8 [2, H, W, C], an interpolation between them."""
     count = request.num_samples
     if count > (most := _most(terms.caller.quota.max_images, service.settings.max_samples)):
         raise Invalid("too_many_samples", f"a request may ask for {most:,} samples, not {count:,}", "num_samples")
@@ -136,10 +169,39 @@ def submit_sampling(
         uses += _check_ends(service, request, images, names, checkpoint, terms.caller)
     plan = {"checkpoint": checkpoint.id, "num_images": count, "between_images_sent": images is not None}
     group = f"sampling:{checkpoint.id}"
-    return _submit(service, _Planned("sampling", request, plan, uses, count, group, count, images, names), terms)
+    return _prepare(service, _Planned("sampling", request, plan, uses, count, group, count, images, names), terms)
 
 
-def _submit(service: Service, planned: _Planned, terms: Terms) -> Job:
+def submit_all(service: Service, prepared: Sequence[Prepared]) -> list[Job | Exception]:
+    """Queues jobs, in one round trip: each job, or else why it cannot be. What was stored for those is deleted."""
+    submissions = [each.submission for each in prepared]
+    try:
+        found = service.jobs.submit_all(submissions)
+    except BaseException:
+        for each in prepared:
+            each.forget(service)
+        raise
+    jobs: list[Job | Exception] = []
+    for each, answer in zip(prepared, found, strict=True):
+        if isinstance(answer, Refusal):
+            each.forget(service)
+            jobs.append(answer)
+            continue
+        job, unheard = answer
+        jobs.append(job)
+        if unheard:
+            service.bells.ring(job.queue, job.id)
+    return jobs
+
+
+def _submit(service: Service, prepared: Prepared) -> Job:
+    (job,) = submit_all(service, [prepared])
+    if isinstance(job, Exception):
+        raise job
+    return job
+
+
+def _prepare(service: Service, planned: _Planned, terms: Terms) -> Prepared:
     plan, images = planned.plan, planned.images
     names = planned.names or [f"{index:04d}" for index in range(0 if images is None else len(images))]
     if images is not None and images.nbytes <= MOST_IN_RECORD_BYTES:
@@ -162,16 +224,14 @@ def _submit(service: Service, planned: _Planned, terms: Terms) -> Job:
     settings = service.settings
     waiting = settings.max_queued_training if QUEUE_OF[new.type] == "training" else settings.max_queued_inference
     max_jobs = _most(terms.caller.quota.max_jobs, settings.max_jobs_per_owner)
-    try:
-        if images is not None and "images" not in plan:
+    prepared = Prepared(Submission(new, waiting, max_jobs, terms.claim))
+    if images is not None and "images" not in plan:
+        try:
             _store_images(service, f"jobs/{new.id}/input", images, names)
-        job, unheard = service.jobs.submit(new, waiting, max_jobs, terms.claim)
-    except BaseException:
-        service.store.delete(f"jobs/{new.id}")
-        raise
-    if unheard:
-        service.bells.ring(job.queue, job.id)
-    return job
+        except BaseException:
+            prepared.forget(service)
+            raise
+    return prepared
 
 
 def _store_images(service: Service, prefix: str, images: np.ndarray, names: Sequence[str]) -> None:

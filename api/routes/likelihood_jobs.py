@@ -7,7 +7,7 @@ from api.bodies import openapi, submit
 from api.deadlines import JobCreationOf
 from api.schemas import JobObject
 from worker.requests import LikelihoodRequest
-from worker.submission import submit_likelihood
+from worker.submission import prepare_likelihood
 
 router = APIRouter(prefix="/likelihood-jobs", tags=["jobs"])
 
@@ -31,5 +31,5 @@ async def score(creation: JobCreationOf, answer: AnswerOf) -> JobObject:
     The result holds mean bits/dim with its standard error and its split, and for up to 32 images each one's figures;
     likelihood.csv, an artifact of jobs on a dataset or more images, has a row an image.
     """
-    job = await submit(creation, LikelihoodRequest, submit_likelihood)
+    job = await submit(creation, LikelihoodRequest, prepare_likelihood)
     return await answer(job)

@@ -7,7 +7,7 @@ from api.bodies import openapi, submit
 from api.deadlines import JobCreationOf
 from api.schemas import JobObject
 from worker.requests import SamplingRequest
-from worker.submission import submit_sampling
+from worker.submission import prepare_sampling
 
 router = APIRouter(prefix="/sampling-jobs", tags=["jobs"])
 
@@ -30,5 +30,5 @@ async def sample(creation: JobCreationOf, answer: AnswerOf) -> JobObject:
 
     The artifacts are grid.png, samples.npz and png/0000.png, ...
     """
-    job = await submit(creation, SamplingRequest, submit_sampling)
+    job = await submit(creation, SamplingRequest, prepare_sampling)
     return await answer(job)
