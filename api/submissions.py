@@ -47,10 +47,7 @@ class Submissions:
     async def _submit(self) -> None:
         while self._asked:
             asked, self._asked = self._asked, []
-            try:
-                jobs = await run_in_threadpool(_submitted, self._service, [prepare for prepare, _ in asked])
-            except Exception as error:  # raised where it was asked for
-                jobs = [error] * len(asked)
+            jobs = await run_in_threadpool(_submitted, self._service, [prepare for prepare, _ in asked])
             for (_, found), job in zip(asked, jobs, strict=True):
                 if isinstance(job, Exception):
                     found.set_exception(job)
@@ -59,13 +56,17 @@ class Submissions:
 
 
 def _submitted(service: Service, wanted: Sequence[Prepare]) -> list[Job | Exception]:
-    """The job of each, or else why there is none."""
+    """The job of each, or else why there is none, to be raised where it was asked for."""
     found: list[Prepared | Job | Exception] = []
     for prepare in wanted:
         try:
             found.append(prepare())
-        except Exception as error:  # it is raised where it was asked for, and is none of the others' business
+        except Exception as error:  # which is none of the others' business
             found.append(error)
     prepared = [each for each in found if isinstance(each, Prepared)]
-    jobs = iter(submit_all(service, prepared) if prepared else [])
+    try:
+        submitted: list[Job | Exception] = submit_all(service, prepared) if prepared else []
+    except Exception as error:
+        submitted = [error] * len(prepared)
+    jobs = iter(submitted)
     return [next(jobs) if isinstance(each, Prepared) else each for each in found]
