@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import FinishedOf, ServiceOf
 from api.preferences import Preferences, PreferencesOf
 from api.schemas import JobObject
 from worker.finished import Finished
@@ -93,10 +92,9 @@ class Answer:
                     return job
 
 
-async def _answer(
-    request: Request, response: Response, service: ServiceOf, finished: FinishedOf, preferences: PreferencesOf
-) -> Answer:
-    return Answer(response, service, finished, request.app.state.looks, preferences)
+async def _answer(request: Request, response: Response, preferences: PreferencesOf) -> Answer:
+    state = request.app.state  # looked up here: as dependencies of this one they would take longer than it does
+    return Answer(response, state.service, state.finished, state.looks, preferences)
 
 
 AnswerOf = Annotated[Answer, Depends(_answer)]

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from api.dependencies import CallerOf, ServiceOf
 from api.idempotency import Creation, IdempotencyKey
 from api.observation import request_id_of, traceparent_of
 from worker.submission import Terms
@@ -59,12 +58,11 @@ class JobCreation(Creation):
 async def _job_creation(
     request: Request,
     response: Response,
-    service: ServiceOf,
-    caller: CallerOf,
     cancel_after: Annotated[int | None, Depends(_cancel_after)],
     idempotency_key: IdempotencyKey = None,
 ) -> JobCreation:
-    creation = JobCreation(request, response, service, caller, idempotency_key)
+    # Looked up here: as dependencies of this one they would take longer than it does.
+    creation = JobCreation(request, response, request.app.state.service, request.state.caller, idempotency_key)
     creation.cancel_after = cancel_after
     return creation
 

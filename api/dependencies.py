@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from worker.datasets import Dataset
-from worker.finished import Finished
 from worker.jobs import Job
 from worker.keys import Caller
 from worker.models import Checkpoint
@@ -19,12 +18,6 @@ async def _service(request: Request) -> Service:
     return service
 
 
-async def _finished(request: Request) -> Finished:
-    finished: Finished = request.app.state.finished
-    return finished
-
-
-FinishedOf = Annotated[Finished, Depends(_finished)]
 ServiceOf = Annotated[Service, Depends(_service)]
 
 

@@ -149,7 +149,7 @@ class Lanes:
 
     def _model(self, works: list[Work]) -> FlowPP:
         """The works' model, loaded where it was not; what that took is in their results."""
-        checkpoint = self._checkpoints.get(works[0].job.plan["checkpoint"])
+        checkpoint = self._checkpoints.resolve(works[0].job.plan["checkpoint"])  # which its jobs keep from deletion
         cold, started = checkpoint.id not in self._models, time.monotonic()
         model = self._models.get(checkpoint)
         for work in works if cold else ():
