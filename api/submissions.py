@@ -18,8 +18,7 @@ Prepare = Callable[[], Prepared | Job]
 class Submissions:
     """Submits what requests ask for, in a thread; what comes while that is under way waits for the next one.
 
-    A thread, a round trip and Redis' wait for its disk are most of what a small request takes of the service beside
-    the model.
+    A thread, a round trip and Redis' wait for its disk take as long for many as for one.
     """
 
     def __init__(self, service: Service) -> None:
