@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +39,9 @@ from worker.service import Service
 from worker.settings import Settings
 
 CLIENTS = (1, 8, 32, 128)
-WARM_SECONDS = 5
+ROUNDS = 3
+"""In which the sides are measured in turns, since the machine is not equally fast at all times."""
+WARM_SECONDS = 3
 BATCH = 16
 """Images; more are no faster an image."""
 MODEL = "FLOWPP_BENCHMARK_MODEL"
@@ -72,11 +74,21 @@ def plain_app():  # type: ignore[no-untyped-def]  # for uvicorn
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one side at one number of clients; latencies in milliseconds."""
+    """Of one side at one number of clients: the latencies, in milliseconds, of what was answered in so many seconds."""
 
-    per_second: float
-    p50: float
-    p99: float
+    latencies: list[float]
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        return len(self.latencies) / self.seconds
+
+    def percentile(self, percent: int) -> float:
+        return statistics.quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
+
+
+def whole(rounds: Sequence[Measured]) -> Measured:
+    return Measured([each for one in rounds for each in one.latencies], sum(one.seconds for one in rounds))
 
 
 @dataclass(frozen=True)
@@ -122,20 +134,20 @@ async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> M
                 index += clients
 
         await asyncio.gather(*(one(index) for index in range(clients)))
-    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
-    return Measured(len(latencies) / seconds, cuts[49], cuts[98])
+    return Measured(latencies, seconds)
 
 
-async def measure(sides: list[Side], pngs: list[bytes], seconds: float) -> dict[tuple[str, int], Measured]:
+async def measure(sides: list[Side], pngs: list[bytes], seconds: float) -> dict[tuple[str, int], list[Measured]]:
+    """Each round of each side at each number of clients."""
     async with session() as http:
         for png in pngs[:4]:  # warm, and the same answers
             found = [await side.ask(http, png) for side in sides]
             if max(found) - min(found) > 1e-4:
                 raise RuntimeError(f"they differ: {found} bits/dim")
-    measured = {}
-    turns = [(clients, side) for clients in CLIENTS for side in sides]
+    measured: dict[tuple[str, int], list[Measured]] = {}
+    turns = [(clients, side) for _ in range(ROUNDS) for clients in CLIENTS for side in sides]
     for clients, side in track(turns, description="measuring"):
-        measured[side.name, clients] = await load(side, pngs, clients, seconds)
+        measured.setdefault((side.name, clients), []).append(await load(side, pngs, clients, seconds / ROUNDS))
     return measured
 
 
@@ -243,21 +255,23 @@ def _wait_for(url: str, log: Path) -> None:
             time.sleep(0.1)
 
 
-def report(found: dict[tuple[str, int], Measured], bound: Least, seconds: float, write: bool) -> None:
+def report(rounds: dict[tuple[str, int], list[Measured]], bound: Least, seconds: float, write: bool) -> None:
+    found = {key: whole(each) for key, each in rounds.items()}
     rows = []
     for clients in CLIENTS:
-        plain, replayed, ours = (found[side, clients] for side in (PLAIN, REPLAYED, OURS))
-        figures = [f"{each:.0f}" for side in (plain, replayed, ours) for each in (side.per_second, side.p50, side.p99)]
-        ratios = [f"{ours.per_second / each.per_second:.2f}" for each in (plain, replayed)]
-        rows.append([str(clients), *figures, *ratios])
+        three = [found[side, clients] for side in (PLAIN, REPLAYED, OURS)]
+        figures = [each for side in three for each in (side.per_second, side.percentile(50), side.percentile(99))]
+        ratios = [_ratio(rounds[OURS, clients], rounds[side, clients]) for side in (PLAIN, REPLAYED)]
+        rows.append([str(clients), *(f"{each:.0f}" for each in figures), *ratios])
     header = ["clients", *(title for side in (PLAIN, REPLAYED, OURS) for title in (f"{side}: /s", "p50 ms", "p99 ms"))]
     header += ["flowpp to plain", "to replayed"]
     body = table(header, rows)
     text = (
-        f"Bits/dim of one 32x32 PNG under `small`, {seconds:g} s each, service, plain endpoint and clients on the "
-        "same machine. The plain endpoint computes an image as `flowpp.likelihood.estimate` does by itself, the second "
-        "after `model.replay()`, as flowpp's workers do. Both write nothing; flowpp writes each request to disk before "
-        "it is computed, and its answer before it is given.\n\n"
+        f"Bits/dim of one 32x32 PNG under `small`, {seconds:g} s each in {ROUNDS} rounds, service, plain endpoint and "
+        "clients on the same machine; behind the ratios are the least and the greatest of a round. The plain endpoint "
+        "computes an image as `flowpp.likelihood.estimate` does by itself, the second after `model.replay()`, as "
+        "flowpp's workers do. Both write nothing; flowpp writes each request to disk before it is computed, and its "
+        "answer before it is given.\n\n"
         f"What no service can save: FastAPI with a decoded image and this client take {bound.http:.1f} ms of CPU a "
         f"request (the plain endpoint without its model, 32 clients), the model {bound.model:.1f} ms an image in "
         f"batches of {BATCH} on every core. Without queue, records and Redis that would be {bound.most():.0f} "
@@ -266,6 +280,13 @@ def report(found: dict[tuple[str, int], Measured], bound: Least, seconds: float,
     print(f"{body}\n\n{text}")
     if write:
         write_section("Service", "make bench-service", f"{body}\n\n{text}", torch.device("cpu"))
+
+
+def _ratio(ours: Sequence[Measured], theirs: Sequence[Measured]) -> str:
+    """Of requests/s: of all rounds, and the least and the greatest of one."""
+    of_rounds = [one.per_second / other.per_second for one, other in zip(ours, theirs, strict=True)]
+    of_all = whole(ours).per_second / whole(theirs).per_second
+    return f"{of_all:.2f} ({min(of_rounds):.1f} to {max(of_rounds):.1f})"
 
 
 if __name__ == "__main__":
