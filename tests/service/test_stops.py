@@ -83,7 +83,7 @@ TINY = {"preset": "tiny"}
 PHASES: dict[str, tuple[dict[str, object], dict[str, object], Callable[[House, Job], None]]] = {
     "the interpreter starts": (TINY, {}, starting(0)),
     "torch is imported": (TINY, {}, starting(0.7)),
-    "initialization": (SLOW, {}, starting(2.4)),
+    "initialization": ({**SLOW, "blocks": 24}, {}, starting(2.0)),
     "training": (TINY, {}, training),
     "evaluation": (SLOW, {"evaluation_every": 1}, evaluating),
     "samples are drawn": (SLOW, {"sample_every": 1}, training),  # which takes longer than a step
