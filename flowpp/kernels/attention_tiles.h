@@ -233,6 +233,7 @@ private:
     // Weighs a block while the scores of the one after the next, `coming`, come in and the weights of the one before are used: what these
     // take of the tiles lies between what the exponentials take of the registers, and nothing is asked for before it can be there.
     void weigh_between(int64_t key, int64_t coming, const float* before, float* now, float* later, Float base, Float& total) const {
+        static_assert(2 * STEPS <= SIDE - 4);
 #pragma GCC unroll 16
         for (int64_t row = 0; row < SIDE; row++) {
             if (row % 2 == 0 && row / 2 < STEPS) load_step(row / 2, coming);

@@ -229,8 +229,9 @@ public:
     void begin(const Convolution& c, int64_t start, int64_t n, int64_t filter, float* out) {
         const int64_t filters = std::min(BLOCK, c.filters - filter);
         first_ones = lanes_below(filters), others = lanes_below(filters - SIDE);
-        to = out + (start / c.row() * c.width + start % c.row()) * c.filters + filter;
-        column = start % c.row(), row = c.row(), width = c.width, stride = c.filters;
+        column = start % c.row();
+        to = out + (start / c.row() * c.width + std::min(column, c.width)) * c.filters + filter;  // beyond a row the next one follows
+        row = c.row(), width = c.width, stride = c.filters;
         from = values, end = values + n * BLOCK;
     }
 

@@ -35,6 +35,7 @@ SHAPES = [
     (1, 5, 1, 1, 1, 3),
     (1, 1, 1, 1, 1, 1),
     (1, 40, 9, 3, 17, 5),
+    (2, 16, 9, 9, 20, 5),  # a block begins in the second column of a margin
 ]
 """Batch, channels, height, width, filters, kernel."""
 
