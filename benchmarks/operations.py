@@ -30,7 +30,7 @@ from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood
+from worker.submission import prepare_likelihood, submit_one
 
 MODES = ("always", "everysec", "no", "no append-only file")
 SUBMITTERS = (1, 16)
@@ -140,8 +140,11 @@ def _timed(work: Callable[[], object], count: int, at_once: int) -> Timed:
 def _submit(service: Service) -> None:
     """As the API does upon a request with one image."""
     (checkpoint,) = service.checkpoints.page(limit=1).data
-    submit_likelihood(
-        service, LikelihoodRequest(model=checkpoint.id), np.zeros((1, 32, 32, 3), np.uint8), ["image.png"]
+    submit_one(
+        service,
+        prepare_likelihood(
+            service, LikelihoodRequest(model=checkpoint.id), np.zeros((1, 32, 32, 3), np.uint8), ["image.png"]
+        ),
     )
 
 

@@ -84,10 +84,12 @@ class Measured:
         return len(self.latencies) / self.seconds
 
     def percentile(self, percent: int) -> float:
+        """Milliseconds."""
         return statistics.quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
 
 
 def whole(rounds: Sequence[Measured]) -> Measured:
+    """All rounds as one."""
     return Measured([each for one in rounds for each in one.latencies], sum(one.seconds for one in rounds))
 
 

@@ -22,7 +22,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
     if directory.exists():
         raise FileExistsError(f"{directory} exists")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
+    unfinished = _unfinished(directory)
     unfinished.mkdir()
     try:
         yield unfinished
@@ -45,13 +45,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 def sync_file(path: Path) -> None:
     """Returns when a file that somebody else wrote is on disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `path`, new or in place of an older one: a reader finds the old content or all of the new."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished = _unfinished(path)
     try:
         with new_file(unfinished) as file:
             file.write(data)
@@ -73,7 +72,7 @@ class NewFiles:
 
     def write(self, path: Path, data: bytes) -> None:
         """Raises `OSError`; nothing of the file is left then."""
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        unfinished = _unfinished(path)
         try:
             with unfinished.open("xb") as file:
                 file.write(data)
@@ -104,6 +103,10 @@ class NewFiles:
                     unfinished.unlink(missing_ok=True)
         _sync_all({path.parent for _, path in written if path not in failed})
         return failed
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync_all(paths: Collection[Path]) -> None:

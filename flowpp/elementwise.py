@@ -55,12 +55,12 @@ def _parts(
         yield _OF_TWO[function], out, *arguments
     elif function in (_aten.cat.default, _aten.stack.default):
         dimension, start = (*arguments, 0)[1], 0
-        for given in arguments[0]:
-            if function is _aten.stack.default:
-                given = given.unsqueeze(dimension)
-            if given.dim() != out.dim():  # PyTorch lets empty vectors be among them
-                yield _COPY, out, None, None
-                return
+        parts = (
+            [each.unsqueeze(dimension) for each in arguments[0]] if function is _aten.stack.default else arguments[0]
+        )
+        if any(each.dim() != out.dim() for each in parts):  # PyTorch lets empty vectors be among them
+            return
+        for given in parts:
             size = given.shape[dimension]
             yield _COPY, out.narrow(dimension, start, size), given, given
             start += size

@@ -83,6 +83,7 @@ class Together:
         self._prefixes: dict[Path, str] = {}
 
     def write(self, prefix: str, path: Path, content: bytes) -> None:
+        """Of a record on a disk its file. Raises `OSError`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._files.write(path, content)
         self._prefixes[path] = prefix
@@ -116,15 +117,14 @@ class ArtifactStore:
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             name = (Path(below) / path.relative_to(source)).as_posix()
             files[name] = self._put_file(path, self._path(prefix, name))
-        record = record or {}
-        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
+        manifest = _manifest(record or {}, files)
         self._write_manifest(prefix, manifest)
         return manifest
 
     @reaching(_STORE)
     def put_record(self, prefix: str, record: dict[str, Any], together: "Together | None" = None) -> Manifest:
         """Stores a record that has no files; on a disk with others, when these are `finish`ed."""
-        manifest = Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files={})
+        manifest = _manifest(record, {})
         content, path = _written(manifest), self._path(_manifest_of(prefix))
         if together is None or self.directory is None:
             self._put_bytes(content, path)
@@ -393,6 +393,10 @@ class ArtifactStore:
     def _writing(self, path: str) -> AbstractContextManager[Any]:
         """A file that appears whole at the end of the block, or not at all."""
         return _replacing(Path(path)) if self.directory is not None else uploading(self._fs, path)
+
+
+def _manifest(record: dict[str, Any], files: dict[str, StoredFile]) -> Manifest:
+    return Manifest(created_at=time.time(), record=record, record_sha256=_sha256(record), files=files)
 
 
 def _written(manifest: Manifest) -> bytes:

@@ -26,7 +26,7 @@ from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound, OverQuota, QueueFull, Refusal
-from worker.transitions import RESULT_TTL_SECONDS, NewRecord, Transitions, job_key
+from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
 from worker.transitions import JobStatus as JobStatus
 from worker.transitions import JobType as JobType
 
@@ -194,8 +194,7 @@ class Jobs:
         `OverQuota` where its owner has `max_jobs` unfinished ones, `NotFound` for what it uses.
         """
         records = [
-            NewRecord(each.new.id, each.max_queued, each.max_jobs, each.claim, self._fields(each.new))
-            for each in submissions
+            (each.new.id, each.max_queued, each.max_jobs, each.claim, self._fields(each.new)) for each in submissions
         ]
         found: list[tuple[Job, bool] | Refusal] = []
         for each, answer in zip(submissions, self._scripts.submit(records), strict=True):

@@ -93,18 +93,7 @@ def submit_training(service: Service, request: TrainingRequest, terms: Terms = P
             raise Invalid("wrong_model", message, "resume_from")
         plan["resume_from"] = checkpoint.id
         uses.append(checkpoint.id)
-    return _submit(service, _prepare(service, _Planned("training", request, plan, uses, training.steps), terms))
-
-
-def submit_likelihood(
-    service: Service,
-    request: LikelihoodRequest,
-    images: np.ndarray | None = None,
-    names: Sequence[str] = (),
-    terms: Terms = PLAIN,
-) -> Job:
-    """Queues what `prepare_likelihood` makes."""
-    return _submit(service, prepare_likelihood(service, request, images, names, terms))
+    return submit_one(service, _prepare(service, _Planned("training", request, plan, uses, training.steps), terms))
 
 
 def prepare_likelihood(
@@ -139,17 +128,6 @@ def prepare_likelihood(
     plan = {"checkpoint": checkpoint.id, "num_images": count}
     group, size = f"likelihood:{checkpoint.id}:{request.importance_samples}", count * request.importance_samples
     return _prepare(service, _Planned("likelihood", request, plan, uses, count, group, size, images, names), terms)
-
-
-def submit_sampling(
-    service: Service,
-    request: SamplingRequest,
-    images: np.ndarray | None = None,
-    names: Sequence[str] = (),
-    terms: Terms = PLAIN,
-) -> Job:
-    """Queues what `prepare_sampling` makes."""
-    return _submit(service, prepare_sampling(service, request, images, names, terms))
 
 
 def prepare_sampling(
@@ -194,7 +172,8 @@ def submit_all(service: Service, prepared: Sequence[Prepared]) -> list[Job | Exc
     return jobs
 
 
-def _submit(service: Service, prepared: Prepared) -> Job:
+def submit_one(service: Service, prepared: Prepared) -> Job:
+    """Queues a job. Raises why it cannot be."""
     (job,) = submit_all(service, [prepared])
     if isinstance(job, Exception):
         raise job

@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import chain
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -54,16 +54,6 @@ _WEBHOOK_LIMITS = {
     "MAX_RESULT": 4_096,  # bytes of a job's result that a delivery carries
     "MAX_FAILING": 5 * 86_400,  # seconds of nothing but failures
 }
-
-
-class NewRecord(NamedTuple):
-    """Of a job that is to be submitted, unless so many wait, or its owner has so many that have not finished."""
-
-    job_id: str
-    max_queued: int
-    max_jobs: int
-    claim: str
-    fields: Mapping[str, str]
 
 
 def job_key(job_id: str) -> str:
@@ -125,18 +115,20 @@ class Transitions:
             "delete": script("delete"),
         }
 
-    def submit(self, news: Sequence[NewRecord]) -> list[str | tuple[bool, dict[str, str]]]:
-        """Of each whether each worker looks without a bell, and the record of the job, which is queued now.
+    def submit(
+        self, submissions: Sequence[tuple[str, int, int, str, Mapping[str, str]]]
+    ) -> list[str | tuple[bool, dict[str, str]]]:
+        """Of jobs, each by (id, max_queued, max_jobs, claim, fields), whether each worker looks without a bell, and the
+        record of the job, which is queued now.
 
         Else why it is not: 'full', 'quota', or the id of what it uses and does not exist.
         """
         arguments: list[str | int] = []
-        for new in news:
-            arguments += (new.job_id, new.max_queued, new.max_jobs, new.claim, len(new.fields))
-            arguments += chain.from_iterable(new.fields.items())
+        for job_id, max_queued, max_jobs, claim, fields in submissions:
+            arguments += (job_id, max_queued, max_jobs, claim, len(fields), *chain.from_iterable(fields.items()))
         return [
-            answer if isinstance(answer, str) else (bool(answer[0]), {**new.fields, **_record(answer[1])})
-            for new, answer in zip(news, self._submit(args=arguments), strict=True)
+            answer if isinstance(answer, str) else (bool(answer[0]), {**fields, **_record(answer[1])})
+            for (*_, fields), answer in zip(submissions, self._submit(args=arguments), strict=True)
         ]
 
     def claim(

@@ -22,7 +22,7 @@ from worker.redis_server import HOST, RedisServer, free_port
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood, submit_sampling
+from worker.submission import prepare_likelihood, prepare_sampling, submit_one
 from worker.webhooks import NewWebhook
 
 OWNER = "alice"
@@ -93,10 +93,10 @@ def populate(service: Service, saved_model: Path, directory: Path) -> dict[str, 
     jobs = []
     for index in range(30):
         if index % 2:
-            jobs.append(submit_sampling(service, SamplingRequest(model=checkpoints[0])).id)
+            jobs.append(submit_one(service, prepare_sampling(service, SamplingRequest(model=checkpoints[0]))).id)
         else:
             request = LikelihoodRequest(model=checkpoints[0], dataset=datasets[0])
-            jobs.append(submit_likelihood(service, request).id)
+            jobs.append(submit_one(service, prepare_likelihood(service, request)).id)
     hooks = [service.webhooks.create(NewWebhook(url="http://127.0.0.1:9/"), OWNER).id for _ in range(10)]
     return {
         "job_id": jobs,

@@ -12,7 +12,7 @@ from flowpp.data import encode_png
 from worker.models import Checkpoint
 from worker.requests import SamplingRequest
 from worker.service import Service
-from worker.submission import Terms, submit_sampling
+from worker.submission import Terms, prepare_sampling, submit_one
 
 KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
 
@@ -106,7 +106,10 @@ def test_a_request_lost_with_its_process_does_not_hold_its_key_for_long(service:
 
 def test_a_late_renewal_does_not_shorten_the_note_of_what_was_created(service: Service, checkpoint: Checkpoint) -> None:
     once = service.idempotency.begin("local", "k")
-    submit_sampling(service, SamplingRequest(model=checkpoint.id), terms=Terms(claim=once.claim("content")))
+    submit_one(
+        service,
+        prepare_sampling(service, SamplingRequest(model=checkpoint.id), terms=Terms(claim=once.claim("content"))),
+    )
     service.idempotency.renew(once)
     service.idempotency.end(once)
     assert service.redis.ttl(once.place) > 86_000

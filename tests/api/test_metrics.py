@@ -11,7 +11,7 @@ from worker.keys import NewKey, Scope
 from worker.models import Checkpoint
 from worker.requests import SamplingRequest
 from worker.service import Service
-from worker.submission import submit_sampling
+from worker.submission import prepare_sampling, submit_one
 
 REQUESTS = "flowpp_request_duration_seconds_count"
 
@@ -89,7 +89,7 @@ def test_a_request_that_fails_is_counted_as_500(
 
 
 def test_the_service_is_told_of(service: Service, http: httpx.Client, checkpoint: Checkpoint) -> None:
-    submit_sampling(service, SamplingRequest(model=checkpoint.id))
+    submit_one(service, prepare_sampling(service, SamplingRequest(model=checkpoint.id)))
     assert value(http, "flowpp_queue_jobs", queue="inference") == 1
     assert value(http, "flowpp_jobs", type="sampling", status="queued") == 1
     assert value(http, "flowpp_workers", queue="training") == 0

@@ -21,7 +21,7 @@ from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood
+from worker.submission import prepare_likelihood, submit_one
 
 LEASE_SECONDS = 2
 
@@ -89,7 +89,10 @@ def test_killed_inference_workers_lose_no_request_and_answer_none_twice(
             time.sleep(0.05)
         images = np.random.default_rng(0).integers(0, 256, (requests, 1, 8, 8, 3), np.uint8)
         jobs = [
-            submit_likelihood(service, LikelihoodRequest(model=checkpoint.id, importance_samples=512), each)
+            submit_one(
+                service,
+                prepare_likelihood(service, LikelihoodRequest(model=checkpoint.id, importance_samples=512), each),
+            )
             for each in images
         ]
         for kill in range(1, kills + 1):

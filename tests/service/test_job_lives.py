@@ -26,7 +26,7 @@ from worker.redis_server import RedisServer
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood, submit_sampling
+from worker.submission import prepare_likelihood, prepare_sampling, submit_one
 
 PATIENCE_SECONDS = 60
 ENDLESS = 1_000_000
@@ -161,7 +161,9 @@ def test_a_training_job_leaves_metrics_checkpoints_and_a_curve(service: Service,
 
 def test_a_likelihood_job_gives_what_the_library_gives(service: Service, trained: Job, images: np.ndarray) -> None:
     request = LikelihoodRequest(model=trained.id, importance_samples=2, seed=3)
-    job = until_finished(service, submit_likelihood(service, request, images[:3], ["a", "b", "c"]).id)
+    job = until_finished(
+        service, submit_one(service, prepare_likelihood(service, request, images[:3], ["a", "b", "c"])).id
+    )
     assert job.status == "succeeded", job
     model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
     expected = np.concatenate(list(likelihood(model, images[:3], importance_samples=2, seed=3)))[:, 0]
@@ -180,7 +182,7 @@ def test_a_likelihood_job_on_a_dataset_scores_its_validation_images(
     service: Service, trained: Job, dataset: Dataset
 ) -> None:
     request = LikelihoodRequest(model=trained.id, dataset=dataset.id)
-    job = until_finished(service, submit_likelihood(service, request).id)
+    job = until_finished(service, submit_one(service, prepare_likelihood(service, request)).id)
     assert job.status == "succeeded", job
     assert job.result is not None
     assert job.result["num_images"] == dataset.num_validation == 4
@@ -196,7 +198,9 @@ def test_a_likelihood_job_leaves_bits_maps_and_latents_where_asked(
     service: Service, trained: Job, images: np.ndarray
 ) -> None:
     request = LikelihoodRequest(model=trained.id, bits_map=True, latents=True)
-    job = until_finished(service, submit_likelihood(service, request, images[:3], ["a", "b", "c"]).id)
+    job = until_finished(
+        service, submit_one(service, prepare_likelihood(service, request, images[:3], ["a", "b", "c"])).id
+    )
     assert job.status == "succeeded", job
     assert job.result is not None
     assert "bits_map.png" in service.artifacts(job).files
@@ -214,10 +218,15 @@ def test_a_sampling_job_goes_from_one_image_to_another(
 ) -> None:
     stored = service.datasets.open(dataset.id).images
     if sent:
-        new = submit_sampling(service, SamplingRequest(model=trained.id, num_samples=5), stored[[7, 2]], ["a", "b"])
+        new = submit_one(
+            service,
+            prepare_sampling(service, SamplingRequest(model=trained.id, num_samples=5), stored[[7, 2]], ["a", "b"]),
+        )
     else:
         ends = {"dataset": dataset.id, "images": (7, 2)}
-        new = submit_sampling(service, SamplingRequest(model=trained.id, num_samples=5, between=ends))
+        new = submit_one(
+            service, prepare_sampling(service, SamplingRequest(model=trained.id, num_samples=5, between=ends))
+        )
     job = until_finished(service, new.id)
     assert job.status == "succeeded", job
     between = arrays(service, job, "samples.npz")["images"]
@@ -227,7 +236,7 @@ def test_a_sampling_job_goes_from_one_image_to_another(
 
 def test_a_sampling_job_gives_what_the_library_gives(service: Service, trained: Job) -> None:
     request = SamplingRequest(model=trained.id, num_samples=70, temperature=0.7, seed=5)
-    job = until_finished(service, submit_sampling(service, request).id)
+    job = until_finished(service, submit_one(service, prepare_sampling(service, request)).id)
     assert job.status == "succeeded", job
     files = service.artifacts(job).files
     assert {"grid.png", "samples.npz", "png/0000.png", "png/0069.png"} <= files.keys()
@@ -243,7 +252,7 @@ def test_many_requests_at_once_are_each_answered_with_their_own_result(
     service: Service, trained: Job, images: np.ndarray
 ) -> None:
     request = LikelihoodRequest(model=trained.id)
-    jobs = [submit_likelihood(service, request, images[i : i + 1], [f"{i}"]) for i in range(12)]
+    jobs = [submit_one(service, prepare_likelihood(service, request, images[i : i + 1], [f"{i}"])) for i in range(12)]
     model = FlowPP.load(service.checkpoints.fetch(service.checkpoints.resolve(trained.id)))
     for i, job in enumerate(jobs):
         result = until_finished(service, job.id).result

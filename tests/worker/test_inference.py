@@ -20,7 +20,7 @@ from worker.jobs import Job, Progress
 from worker.models import Checkpoint
 from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
-from worker.submission import Terms, submit_likelihood, submit_sampling
+from worker.submission import Terms, prepare_likelihood, prepare_sampling, submit_one
 from worker.warm import WarmModels
 from worker.work import LikelihoodWork, Work
 
@@ -68,7 +68,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def score(service: Service, checkpoint: Checkpoint, n: int, seed: int = 0, importance_samples: int = 1) -> Job:
     request = LikelihoodRequest(model=checkpoint.id, seed=seed, importance_samples=importance_samples)
-    return submit_likelihood(service, request, images(n, seed))
+    return submit_one(service, prepare_likelihood(service, request, images(n, seed)))
 
 
 def test_requests_for_one_model_share_a_batch_and_get_their_own_answers(
@@ -309,7 +309,7 @@ def test_samples_of_one_seed_are_the_same_in_any_company(
 ) -> None:
     def samples(*counts: int) -> np.ndarray:
         jobs = [
-            submit_sampling(service, SamplingRequest(model=checkpoint.id, num_samples=n, seed=i))
+            submit_one(service, prepare_sampling(service, SamplingRequest(model=checkpoint.id, num_samples=n, seed=i)))
             for i, n in enumerate(counts)
         ]
         worker.drain()
@@ -342,7 +342,10 @@ def test_a_batch_of_several_requests_is_a_span_of_one_attempt_and_linked_to_the_
             asked = [tracing.begin("POST", "server") for _ in range(3)]
             for n, request in enumerate(asked, start=1):
                 likelihood = LikelihoodRequest(model=checkpoint.id)
-                submit_likelihood(service, likelihood, images(n), terms=Terms(traceparent=request.traceparent))
+                submit_one(
+                    service,
+                    prepare_likelihood(service, likelihood, images(n), terms=Terms(traceparent=request.traceparent)),
+                )
                 request.end()
             worker.drain()
         [batch] = collector.named("batch")

@@ -21,7 +21,7 @@ from worker.redis_server import free_port
 from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood
+from worker.submission import prepare_likelihood, submit_one
 from worker.warm import WarmModels
 
 
@@ -49,7 +49,7 @@ def checkpoints(service: Service, tmp_path: Path) -> list[Checkpoint]:
 
 def score(service: Service, checkpoint: Checkpoint, images: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 3), np.uint8)
-    submit_likelihood(service, LikelihoodRequest(model=checkpoint.id), pixels)
+    submit_one(service, prepare_likelihood(service, LikelihoodRequest(model=checkpoint.id), pixels))
 
 
 def test_answered_jobs_are_counted_with_their_images_batches_and_waits(

@@ -24,7 +24,7 @@ from worker.refusals import Invalid, NotFound, Refusal
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
 from worker.settings import Settings
-from worker.submission import submit_likelihood, submit_sampling, submit_training
+from worker.submission import prepare_likelihood, prepare_sampling, submit_one, submit_training
 
 
 @pytest.fixture
@@ -143,9 +143,11 @@ def test_a_job_for_what_is_not_there_is_refused(service: Service, dataset: Datas
     for submit in (
         lambda: submit_training(service, training("ds_nowhere")),
         lambda: submit_training(service, training(dataset.id, resume_from="ckpt_nowhere")),
-        lambda: submit_likelihood(service, LikelihoodRequest(model="ckpt_nowhere"), images()),
-        lambda: submit_likelihood(service, LikelihoodRequest(model=checkpoint.id, dataset="ds_nowhere")),
-        lambda: submit_sampling(service, SamplingRequest(model="job_nowhere")),
+        lambda: submit_one(service, prepare_likelihood(service, LikelihoodRequest(model="ckpt_nowhere"), images())),
+        lambda: submit_one(
+            service, prepare_likelihood(service, LikelihoodRequest(model=checkpoint.id, dataset="ds_nowhere"))
+        ),
+        lambda: submit_one(service, prepare_sampling(service, SamplingRequest(model="job_nowhere"))),
     ):
         with pytest.raises(NotFound, match="nowhere"):
             submit()
@@ -154,7 +156,7 @@ def test_a_job_for_what_is_not_there_is_refused(service: Service, dataset: Datas
 
 def test_images_of_another_size_than_the_models_are_refused(service: Service, checkpoint: Checkpoint) -> None:
     with pytest.raises(Invalid, match="RGB, 8 wide and 8 high; these are RGB, 16 wide and 16 high") as caught:
-        submit_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(size=16))
+        submit_one(service, prepare_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(size=16)))
     assert caught.value.code == "wrong_image_shape"
 
 
@@ -164,24 +166,35 @@ def test_limits_hold(settings: Settings, service: Service, checkpoint: Checkpoin
         refused: list[tuple[str, Any]] = [
             (
                 "too_many_samples",
-                lambda: submit_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=11)),
-            ),
-            ("too_many_images", lambda: submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(4))),
-            (
-                "too_many_importance_samples",
-                lambda: submit_likelihood(
-                    limited, LikelihoodRequest(model=checkpoint.id, importance_samples=6), images()
+                lambda: submit_one(
+                    limited, prepare_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=11))
                 ),
             ),
-            ("no_images", lambda: submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id))),
+            (
+                "too_many_images",
+                lambda: submit_one(
+                    limited, prepare_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(4))
+                ),
+            ),
+            (
+                "too_many_importance_samples",
+                lambda: submit_one(
+                    limited,
+                    prepare_likelihood(limited, LikelihoodRequest(model=checkpoint.id, importance_samples=6), images()),
+                ),
+            ),
+            (
+                "no_images",
+                lambda: submit_one(limited, prepare_likelihood(limited, LikelihoodRequest(model=checkpoint.id))),
+            ),
         ]
         for code, submit in refused:
             with pytest.raises(Invalid) as caught:
                 submit()
             assert caught.value.code == code
-        submit_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=10))
+        submit_one(limited, prepare_sampling(limited, SamplingRequest(model=checkpoint.id, num_samples=10)))
         with pytest.raises(Refusal) as full:
-            submit_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(3))
+            submit_one(limited, prepare_likelihood(limited, LikelihoodRequest(model=checkpoint.id), images(3)))
         assert full.value.code == "queue_full"
         assert not list((settings.data_directory / "store").rglob("images.npz"))
 
@@ -199,7 +212,7 @@ def test_a_start_from_a_checkpoint_of_another_model_is_refused(
 
 
 def test_a_deleted_job_leaves_nothing_in_the_store(service: Service, checkpoint: Checkpoint) -> None:
-    job = submit_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(100))
+    job = submit_one(service, prepare_likelihood(service, LikelihoodRequest(model=checkpoint.id), images(100)))
     assert list((service.settings.data_directory / "store").rglob("images.npz"))
     service.jobs.cancel(job.id)
     service.delete_job(job.id)
