@@ -11,7 +11,7 @@ from redis.asyncio import ConnectionPool
 from api import openapi, problems, redaction
 from api.addresses import Addresses
 from api.answers import Looks
-from api.auth import BEARER, Identification
+from api.auth import Identification
 from api.bodies import check_media_type
 from api.intake import Intake
 from api.observation import Observation
@@ -99,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     app.add_middleware(Observation)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
-    of_all = [Depends(BEARER), Depends(check_query), Depends(check_media_type)]
+    of_all = [Depends(check_query), Depends(check_media_type)]
     for module in (*resources, webhooks, status):
         app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
     app.include_router(dashboard.router)

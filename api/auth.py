@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi.security import HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -32,13 +31,6 @@ log = logging.getLogger(__name__)
 PROTECTED = "/v1/"
 METRICS = "/metrics"
 """It tells of everybody's jobs."""
-
-BEARER = HTTPBearer(
-    auto_error=False,
-    bearerFormat="flowpp_...",
-    description="A key that `flowpp keys create` made; needed wherever the service is reached over a network.",
-)
-"""How OpenAPI describes it; `Identification` checks it, before any endpoint is reached."""
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 

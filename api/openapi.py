@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with what each operation may refuse, told by what it takes."""
+"""The OpenAPI document: FastAPI's, with who may ask, and what each operation may refuse, told by what it takes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,13 +32,25 @@ REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
 """What it means where an operation answers so, and the headers that say more."""
 
 
+KEYS = {
+    "HTTPBearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "flowpp_...",
+        "description": "A key that `flowpp keys create` made; needed wherever the service is reached over a network.",
+    }
+}
+"""What `api.auth.Identification` checks before any endpoint is reached: a dependency of each would do nothing."""
+
+
 def install(app: FastAPI) -> None:
-    """Makes `app.openapi` document the refusals."""
+    """Makes `app.openapi` document keys and refusals."""
     plain: Callable[[], dict[str, Any]] = app.openapi
 
     def documented() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
+            document["components"]["securitySchemes"] = KEYS
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
                     _document(path, method, operation)
@@ -49,10 +61,11 @@ def install(app: FastAPI) -> None:
 
 
 def _document(path: str, method: str, operation: dict[str, Any]) -> None:
-    """Adds the problems that the operation may answer with, where it does not say more of them itself."""
+    """Adds that it takes a key, and the problems that it may answer with, where it does not say more of them itself."""
     responses = operation["responses"]
     responses.pop("4XX", None)
     if path.startswith("/v1/"):
+        operation["security"] = [{name: []} for name in KEYS]
         for status in _statuses(method, operation):
             description, headers = REFUSALS[status]
             answer = {"description": description, "content": {MEDIA_TYPE: {"schema": PROBLEM}}}

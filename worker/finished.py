@@ -83,7 +83,8 @@ class Finished:
             else:
                 silences = 0
                 if message["type"] == "message":
-                    self._say(message["data"])
+                    for job_id in message["data"].split():
+                        self._say(job_id)
 
     def _say(self, job_id: str) -> None:
         self._lately[job_id] = None

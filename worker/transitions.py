@@ -24,7 +24,7 @@ flowpp:bytes                 hash: the bytes of each owner's datasets and checkp
 flowpp:changed               sorted set of the ids of jobs that are to be stored, or deleted there, by when they changed
 flowpp:recorder              whose turn it is to store them
 flowpp:rebuilding            there while `flowpp reindex` has not come to its end
-flowpp:finished              channel on which the id of each job that ends is published
+flowpp:finished              channel on which the ids of jobs that end are published, with spaces between
 flowpp:created:<owner>:<key> what a request with this Idempotency-Key has created, or that one is under way
 """
 
@@ -160,16 +160,20 @@ class Transitions:
 
     def end(self, endings: Sequence[Sequence[str | int]]) -> list[str | None]:
         """The jobs' new statuses, each by (id, attempt, outcome, code, message, result, artifacts, progress)."""
-        if len(endings) == 1:
-            return [self._end(args=endings[0])]
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for ending in endings:
-                pipeline.evalsha(self._end.sha, 0, *ending)
-            answers = pipeline.execute(raise_on_error=False)
-        return [  # one that came to nothing, say since the server does not know the script yet, is told alone
-            self._end(args=ending) if isinstance(answer, ResponseError) else answer
-            for ending, answer in zip(endings, answers, strict=True)
-        ]
+        try:
+            return list(self._end(args=list(chain.from_iterable(endings))))
+        except ResponseError:
+            if len(endings) == 1:
+                raise
+        answers, faults = list[str | None](), list[ResponseError]()
+        for ending in endings:  # nothing was written, and what is wrong with one is not the others' business
+            try:
+                answers += self.end([ending])
+            except ResponseError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        return answers
 
     def reap(self, lease_seconds: float, may_end: bool) -> list[str]:
         """The ids of the jobs whose attempt was ended; none is where `may_end` forbids it."""

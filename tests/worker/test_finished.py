@@ -55,7 +55,7 @@ def test_word_comes_again_after_a_connection_that_went_silent(
             async with words.listening():
                 with words.of("job_1") as first:
                     await subscribed()
-                    redis.publish(CHANNEL, "job_1")
+                    redis.publish(CHANNEL, "job_0 job_1")  # those of one batch
                     await first.wait()
                 proxy.cut = proxy.connected
                 with words.of("job_2") as second:

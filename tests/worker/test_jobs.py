@@ -9,13 +9,14 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from redis.exceptions import ResponseError
 
 from tests.worker.conftest import Submit
-from worker.jobs import TERMINAL, Job, JobError, JobStatus, NewJob, Progress, StaleAttempt, new_job_id
+from worker.jobs import TERMINAL, Job, JobError, JobStatus, NewJob, Progress, StaleAttempt, Submission, new_job_id
 from worker.overview import overview
 from worker.reaper import reap
 from worker.record_images import in_record
-from worker.refusals import Conflict, NotFound, OverQuota, QueueFull
+from worker.refusals import Conflict, NotFound, OverQuota, QueueFull, Refusal
 from worker.service import Service
 from worker.transitions import load_script
 
@@ -773,3 +774,54 @@ def test_wishes_are_heard_of_many_jobs_at_once_each_by_its_attempt(service: Serv
 def test_jobs_are_found_together_and_none_is_said_of_what_there_is_not(service: Service, submit: Submit) -> None:
     first, second = submit(), submit()
     assert service.jobs.find([first.id, "job_0", second.id]) == [first, None, second]
+
+
+def test_limits_hold_and_turns_are_fair_among_jobs_that_are_submitted_together(service: Service) -> None:
+    def together(owners: str, max_queued: int = 100, max_jobs: int = 100) -> list[str]:
+        new = [NewJob(new_job_id(), "likelihood", {}, {}, {}, (), "group", 1, owner) for owner in owners]
+        found = service.jobs.submit_all([Submission(each, max_queued, max_jobs) for each in new])
+        return [type(each).__name__ if isinstance(each, Refusal) else each[0].id for each in found]
+
+    alices = together("aaa")
+    [bobs] = together("b")
+    assert together("aab", max_jobs=4)[1] == "OverQuota"
+    assert together("cc", max_queued=7)[1] == "QueueFull"
+    order = service.jobs.waiting("inference")
+    assert [job for job in order if job in alices] == alices
+    assert order.index(bobs) < order.index(alices[1])
+    assert len(order) == 7
+
+
+def test_many_jobs_are_submitted_claimed_and_ended_at_once(service: Service) -> None:
+    def new() -> NewJob:
+        return NewJob(new_job_id(), "likelihood", {}, {}, {}, (), "group", 1, "alice")
+
+    found = service.jobs.submit_all([Submission(new(), 10_000, 10_000) for _ in range(1_200)])
+    ids = [each[0].id for each in found if not isinstance(each, Refusal)]
+    assert service.jobs.waiting("inference") == ids
+    jobs = [job for _ in range(5) for job in service.jobs.claim("inference", WORKER, 250)]
+    assert [job.id for job in jobs] == ids
+    ended = service.jobs.succeed([(job, {"of": job.id}, "", Progress.at(1, 1)) for job in jobs])
+    assert ended == ["succeeded"] * 1_200
+    for job in service.jobs.find(ids):
+        assert job is not None
+        assert (job.status, job.result) == ("succeeded", {"of": job.id})
+        assert statuses(service, job) == ["queued", "running", "succeeded"]
+    assert service.redis.zcard("flowpp:expiring") == service.redis.zcard("flowpp:changed") == 1_200
+    left = ("flowpp:unfinished:alice", "flowpp:leases", "flowpp:queued:inference")
+    assert service.redis.exists(*left) == 0
+
+
+def test_a_job_that_cannot_be_ended_keeps_none_from_ending_beside_it(service: Service, submit: Submit) -> None:
+    for _ in range(3):
+        submit("likelihood", group="group", total_steps=1)
+    first, broken, last = jobs = service.jobs.claim("inference", WORKER, 3)
+    service.redis.hset(f"flowpp:job:{broken.id}", "plan", "{")
+    with pytest.raises(ResponseError, match="Expected object key"):
+        service.jobs.succeed([(job, {}, "", Progress.at(1, 1)) for job in jobs])
+    for job in (first, last):
+        assert service.jobs.get(job.id).status == "succeeded"
+        assert statuses(service, job) == ["queued", "running", "succeeded"], "each event once"
+    assert service.redis.hget(f"flowpp:job:{broken.id}", "status") == "running"
+    assert statuses(service, broken) == ["queued", "running"], "nothing was written"
+    assert service.redis.zrange("flowpp:leases", 0, -1) == [broken.id]

@@ -16,8 +16,8 @@ for _, id in ipairs(waiting) do
     local said = 'attempt ' .. get(id, 'attempt') .. ' begins'
     if get(id, 'ended') ~= '' then said = said .. '; the one before ended: ' .. get(id, 'ended') end
     become(id, 'running', {worker = worker, message = said})
-    redis.call('ZADD', 'flowpp:leases', seconds(now() + lease), id)
-    if queue == 'training' then redis.call('ZADD', 'flowpp:training', seconds(now()), id) end
+    zadd('flowpp:leases', seconds(now() + lease), id)
+    if queue == 'training' then zadd('flowpp:training', seconds(now()), id) end
     table.insert(taken, {id, whole(id)})
     if group == '' or filled >= capacity then break end
   end

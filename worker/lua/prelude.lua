@@ -17,6 +17,8 @@ local function key(id) return 'flowpp:job:' .. id end
 
 -- Records that the script has in whole, and the fields of them that it writes when it ends, all at once.
 local records, unwritten = {}, {}
+local stored = {} -- the same as HGETALL gave them
+local is_new = {} -- of which all is to be written
 
 local function hold(id, record)
   records[id], unwritten[id] = record, {}
@@ -26,50 +28,116 @@ local function read(id)
   if records[id] then return end
   local record, fields = {}, redis.call('HGETALL', key(id))
   for place = 1, #fields, 2 do record[fields[place]] = fields[place + 1] end
+  stored[id] = fields
+  hold(id, record)
+end
+
+local function create(id, record)
+  is_new[id] = true
   hold(id, record)
 end
 
 local function get(id, field)
-  if records[id] then return records[id][field] or '' end
+  local record = records[id]
+  if record then return record[field] or '' end
   return redis.call('HGET', key(id), field) or ''
 end
 
-local function set(id, ...)
-  if not records[id] then
-    redis.call('HSET', key(id), ...)
+local function set(id, field, value)
+  local record = records[id]
+  if not record then
+    redis.call('HSET', key(id), field, value)
     return
   end
-  local fields = {...}
-  for place = 1, #fields, 2 do
-    records[id][fields[place]] = tostring(fields[place + 1])
-    unwritten[id][fields[place]] = true
-  end
+  record[field] = tostring(value)
+  unwritten[id][field] = true
 end
 
-local function write()
-  for id, names in pairs(unwritten) do
-    local fields = {}
-    for name in pairs(names) do
-      table.insert(fields, name)
-      table.insert(fields, records[id][name])
-    end
-    if #fields > 0 then redis.call('HSET', key(id), unpack(fields)) end
-  end
-end
-
--- A record that the script has, as HGETALL gives it.
-local function whole(id)
-  local fields = {}
-  for name, value in pairs(records[id]) do
-    table.insert(fields, name)
-    table.insert(fields, value)
+-- Names and values of the fields `names` of a record that the script has.
+local function append(fields, id, names)
+  local record, last = records[id], #fields
+  for name in pairs(names) do
+    fields[last + 1], fields[last + 2] = name, record[name]
+    last = last + 2
   end
   return fields
 end
 
+-- What was set of a record that the script has, and all of it, where a later value counts instead of an earlier one.
+local function what_was_set(id) return append({}, id, unwritten[id]) end
+local function whole(id) return append(stored[id], id, unwritten[id]) end
+
+-- Members of sets, and of sorted sets with their scores, as they shall be when the script ends; false: not there. Each
+-- set is written once, however many jobs a script is about: Redis takes longer to be told a command than to obey it.
+local members, scores = {}, {}
+
+local function put(sets, set, member, value)
+  if not sets[set] then sets[set] = {} end
+  sets[set][member] = value
+end
+
+local function sadd(set, member) put(members, set, member, true) end
+local function srem(set, member) put(members, set, member, false) end
+local function zadd(set, score, member) put(scores, set, member, score) end
+local function zrem(set, member) put(scores, set, member, false) end
+
+-- What else is written when the script ends and nothing can fail any more: the next turns of queues' owners, events that
+-- say what became of jobs, commands, and which jobs have finished.
+local next_turns, untold, commands, finished = {}, {}, {}, {}
+
+local function later(...) table.insert(commands, {...}) end
+
+local MOST_ARGUMENTS = 1000 -- Lua unpacks no more than some thousand
+
+local function call(command, set, arguments)
+  for first = 1, #arguments, MOST_ARGUMENTS do
+    redis.call(command, set, unpack(arguments, first, math.min(first + MOST_ARGUMENTS - 1, #arguments)))
+  end
+end
+
+local function add(command, sets)
+  for set, wanted in pairs(sets) do
+    local arguments = {}
+    for member, value in pairs(wanted) do
+      if value and value ~= true then table.insert(arguments, value) end
+      if value then table.insert(arguments, member) end
+    end
+    call(command, set, arguments)
+  end
+end
+
+local function remove_from(command, sets)
+  for set, wanted in pairs(sets) do
+    local arguments = {}
+    for member, value in pairs(wanted) do
+      if not value then table.insert(arguments, member) end
+    end
+    call(command, set, arguments)
+  end
+end
+
+local emit -- below
+
+local function write()
+  remove_from('ZREM', scores) -- first, as a full server still lets go, and then lets us finish
+  remove_from('SREM', members)
+  add('ZADD', scores)
+  add('SADD', members)
+  for id, names in pairs(unwritten) do
+    local fields = append({}, id, is_new[id] and records[id] or names)
+    if #fields > 0 then redis.call('HSET', key(id), unpack(fields)) end
+  end
+  for turns, owners in pairs(next_turns) do
+    for owner, turn in pairs(owners) do redis.call('HSET', turns, owner, string.format('%.0f', turn)) end
+  end
+  for _, event in ipairs(untold) do emit(unpack(event)) end
+  for _, command in ipairs(commands) do redis.call(unpack(command)) end
+  if #finished > 0 then redis.call('PUBLISH', 'flowpp:finished', table.concat(finished, ' ')) end
+end
+
 local notify -- in webhooks.lua
 
-local function emit(id, kind, data)
+function emit(id, kind, data)
   local event = redis.call('XADD', key(id) .. ':events', 'MAXLEN', '~', MAX_EVENTS, '*', 'type', kind, 'data', data)
   if kind == 'status' or kind == 'checkpoint' then notify(id, kind, data, event) end
   return event
@@ -80,7 +148,7 @@ end
 local function changed(id)
   local t = math.max(math.floor(now() * 1000000), tonumber(get(id, 'changed')) or 0) + 1
   set(id, 'changed', string.format('%.0f', t))
-  redis.call('ZADD', 'flowpp:changed', string.format('%.0f', t), id)
+  zadd('flowpp:changed', string.format('%.0f', t), id)
 end
 
 -- The attempt that writes is the one that holds the job: else its writes are refused.
@@ -134,17 +202,17 @@ end
 -- Indices of a job by what its record says.
 local function index_job(id)
   local sequence, owner = get(id, 'sequence'), get(id, 'owner')
-  redis.call('ZADD', 'flowpp:jobs', sequence, id)
-  redis.call('ZADD', 'flowpp:jobs:owner:' .. owner, sequence, id)
-  redis.call('SADD', 'flowpp:owners', owner)
-  if not TERMINAL[get(id, 'status')] then redis.call('SADD', 'flowpp:unfinished:' .. owner, id) end
+  zadd('flowpp:jobs', sequence, id)
+  zadd('flowpp:jobs:owner:' .. owner, sequence, id)
+  sadd('flowpp:owners', owner)
+  if not TERMINAL[get(id, 'status')] then sadd('flowpp:unfinished:' .. owner, id) end
 end
 
 -- What a request with an Idempotency-Key has created: told to whoever sends it again, for a day.
 local function created(claim, id)
   if claim ~= '' then
     local said = cjson.decode(claim)
-    redis.call('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id}), 'EX', 86400)
+    later('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id}), 'EX', 86400)
   end
 end
 
@@ -152,8 +220,13 @@ end
 -- (start-time fair queueing; Goyal, Vin, Cheng 1996).
 local function take_turn(id, queue)
   local turns, owner = 'flowpp:turn:' .. queue, get(id, 'owner')
-  local turn = math.max(tonumber(redis.call('HGET', turns, '') or 0), tonumber(redis.call('HGET', turns, owner) or 0))
-  redis.call('HSET', turns, owner, string.format('%.0f', turn + math.max(1, tonumber(get(id, 'size')))))
+  if not next_turns[turns] then next_turns[turns] = {} end
+  local turn = next_turns[turns][owner]
+  if not turn then
+    local known = redis.call('HMGET', turns, '', owner)
+    turn = math.max(tonumber(known[1] or 0), tonumber(known[2] or 0))
+  end
+  next_turns[turns][owner] = turn + math.max(1, tonumber(get(id, 'size')))
   set(id, 'turn', string.format('%.0f', turn))
 end
 
@@ -183,7 +256,7 @@ end
 local function enlist(id)
   read(id)
   if get(id, 'status') == '' then return end
-  redis.call('ZADD', list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), get(id, 'sequence'), id)
+  zadd(list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), get(id, 'sequence'), id)
 end
 
 -- Not while a server's older jobs are put into the lists (index.lua).
@@ -192,7 +265,7 @@ local function all_listed() return redis.call('GET', 'flowpp:indexed') == '1' en
 local function delist(id)
   read(id)
   if get(id, 'status') == '' then return end
-  redis.call('ZREM', list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), id)
+  zrem(list_of({get(id, 'owner'), get(id, 'type'), get(id, 'status')}), id)
 end
 
 local function set_status(id, status)
@@ -205,33 +278,33 @@ end
 local function become(id, status, data)
   read(id)
   local queue, before, t = get(id, 'queue'), get(id, 'status'), now()
-  if before == 'queued' then redis.call('ZREM', 'flowpp:queued:' .. queue, id) end
+  if before == 'queued' then zrem('flowpp:queued:' .. queue, id) end
   if HELD[before] then
-    redis.call('ZREM', 'flowpp:leases', id)
-    if queue == 'training' then redis.call('ZREM', 'flowpp:training', id) end
+    zrem('flowpp:leases', id)
+    if queue == 'training' then zrem('flowpp:training', id) end
   end
   set_status(id, status)
   forget_estimate(id)
   if status == 'queued' then
     if get(id, 'turn') == '' then take_turn(id, queue) end
-    redis.call('ZADD', 'flowpp:queued:' .. queue, get(id, 'turn'), id)
+    zadd('flowpp:queued:' .. queue, get(id, 'turn'), id)
   elseif TERMINAL[status] then
     set(id, 'finished_at', seconds(t))
-    redis.call('PUBLISH', 'flowpp:finished', id)
-    if get(id, 'cancel_at') ~= '' then redis.call('ZREM', 'flowpp:deadlines', id) end
+    table.insert(finished, id)
+    if get(id, 'cancel_at') ~= '' then zrem('flowpp:deadlines', id) end
     if get(id, 'type') ~= 'training' then
       forget_images(id)
       set(id, 'expires_at', seconds(t + RESULT_TTL))
-      redis.call('ZADD', 'flowpp:expiring', seconds(t + RESULT_TTL), id)
+      zadd('flowpp:expiring', seconds(t + RESULT_TTL), id)
     end
-    redis.call('SREM', 'flowpp:unfinished:' .. get(id, 'owner'), id)
+    srem('flowpp:unfinished:' .. get(id, 'owner'), id)
     for resource in string.gmatch(get(id, 'uses'), '%S+') do
-      redis.call('SREM', 'flowpp:uses:' .. resource, id)
+      srem('flowpp:uses:' .. resource, id)
     end
   end
   data = data or {}
   data.status, data.attempt = status, tonumber(get(id, 'attempt'))
-  emit(id, 'status', cjson.encode(data))
+  table.insert(untold, {id, 'status', cjson.encode(data)})
   changed(id)
   return status
 end
@@ -239,7 +312,8 @@ end
 -- A job keeps its lease while it is asked to stop.
 local function wish(id, status, message)
   set_status(id, status)
-  emit(id, 'status', cjson.encode({status = status, attempt = tonumber(get(id, 'attempt')), message = message}))
+  local data = {status = status, attempt = tonumber(get(id, 'attempt')), message = message}
+  table.insert(untold, {id, 'status', cjson.encode(data)})
   changed(id)
   return status
 end

@@ -1,7 +1,7 @@
 -- What is stored of jobs, each as of `at`, is whole. The answer: what is to be deleted now, '' nothing, 'missing' all.
 local function outdated(id, at)
   if tonumber(redis.call('ZSCORE', 'flowpp:changed', id) or -1) == tonumber(at) then
-    redis.call('ZREM', 'flowpp:changed', id)
+    zrem('flowpp:changed', id)
   end
   local known = redis.call('HMGET', key(id), 'status', 'recorded')
   if not known[1] then return 'missing' end

@@ -5,7 +5,7 @@ enlist(id)
 at_least_sequence(fields.sequence)
 set(id, 'recorded', fields.changed)
 index_job(id)
-if fields.deleting then redis.call('SADD', 'flowpp:deleting', id) end
+if fields.deleting then sadd('flowpp:deleting', id) end
 local turn, turns = tonumber(fields.turn), 'flowpp:turn:' .. fields.queue
 local function at_least(owner, turn)
   turn = math.max(turn, tonumber(redis.call('HGET', turns, owner) or 0))
@@ -16,12 +16,12 @@ if turn then
   at_least(fields.owner, turn + math.max(1, tonumber(fields.size)))
 end
 if TERMINAL[fields.status] then
-  if fields.expires_at then redis.call('ZADD', 'flowpp:expiring', fields.expires_at, id) end
+  if fields.expires_at then zadd('flowpp:expiring', fields.expires_at, id) end
   return fields.status
 end
-if fields.cancel_at then redis.call('ZADD', 'flowpp:deadlines', fields.cancel_at, id) end
-for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
-if fields.status == 'queued' then redis.call('ZADD', 'flowpp:queued:' .. fields.queue, turn or 0, id) end
+if fields.cancel_at then zadd('flowpp:deadlines', fields.cancel_at, id) end
+for resource in string.gmatch(fields.uses, '%S+') do sadd('flowpp:uses:' .. resource, id) end
+if fields.status == 'queued' then zadd('flowpp:queued:' .. fields.queue, turn or 0, id) end
 if not HELD[fields.status] then return fields.status end
 if fields.status == 'cancelling' then return become(id, 'cancelled', {message = 'cancelled'}) end
 set(id, 'ended', lost)

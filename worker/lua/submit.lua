@@ -1,40 +1,58 @@
 -- Jobs, each by its id, its limits, what it claims, the number of its fields, and these. Each is submitted, or not, by itself.
+local counts, there, heard = {}, {}, {}
+
+-- How many a set has, with those that are added here.
+local function count(command, set)
+  if not counts[set] then counts[set] = redis.call(command, set) end
+  return counts[set]
+end
+
+local function exists(resource)
+  if there[resource] == nil then
+    there[resource] = redis.call('EXISTS', 'flowpp:' .. kind_of(resource) .. ':' .. resource) == 1
+  end
+  return there[resource]
+end
+
+-- Whether each worker of a queue looks without a bell.
+local function is_heard(queue)
+  if heard[queue] == nil then
+    local t = seconds(now())
+    local awake = redis.call('ZCOUNT', 'flowpp:awake:' .. queue, t, '+inf')
+    heard[queue] = awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. queue, t, '+inf')
+  end
+  return heard[queue]
+end
+
 local function submit(id, limit, most, claim, fields)
   if redis.call('EXISTS', key(id)) == 1 then -- it is sent again, since the answer was lost
     read(id)
-    return {0, whole(id)}
+    return {0, stored[id]}
   end
-  if redis.call('ZCARD', 'flowpp:queued:' .. fields.queue) >= limit then return 'full' end
-  if redis.call('SCARD', 'flowpp:unfinished:' .. fields.owner) >= most then return 'quota' end
+  local queued, unfinished = 'flowpp:queued:' .. fields.queue, 'flowpp:unfinished:' .. fields.owner
+  if count('ZCARD', queued) >= limit then return 'full' end
+  if count('SCARD', unfinished) >= most then return 'quota' end
   for resource in string.gmatch(fields.uses, '%S+') do
-    if redis.call('EXISTS', 'flowpp:' .. kind_of(resource) .. ':' .. resource) == 0 then return resource end
+    if not exists(resource) then return resource end
   end
-  for resource in string.gmatch(fields.uses, '%S+') do redis.call('SADD', 'flowpp:uses:' .. resource, id) end
+  counts[queued], counts[unfinished] = counts[queued] + 1, counts[unfinished] + 1
+  for resource in string.gmatch(fields.uses, '%S+') do sadd('flowpp:uses:' .. resource, id) end
   local cancel_after = tonumber(fields.cancel_after)
   fields.cancel_after = nil
-  hold(id, {})
-  for name, value in pairs(fields) do set(id, name, value) end
-  local sequence = redis.call('INCR', 'flowpp:sequence')
-  set(id, 'created_at', seconds(now()), 'sequence', sequence, 'attempt', 0, 'failures', 0)
+  create(id, fields)
+  set(id, 'created_at', seconds(now()))
+  set(id, 'sequence', redis.call('INCR', 'flowpp:sequence'))
+  set(id, 'attempt', 0)
+  set(id, 'failures', 0)
   if cancel_after then
     local due = seconds(now() + cancel_after)
     set(id, 'cancel_at', due)
-    redis.call('ZADD', 'flowpp:deadlines', due, id)
+    zadd('flowpp:deadlines', due, id)
   end
   index_job(id)
   become(id, 'queued')
   created(claim, id)
-  local t = seconds(now())
-  local awake = redis.call('ZCOUNT', 'flowpp:awake:' .. fields.queue, t, '+inf')
-  local heard = awake > 0 and awake >= redis.call('ZCOUNT', 'flowpp:workers:' .. fields.queue, t, '+inf')
-  local added = {} -- the rest of the record is known to who sent it
-  for name, value in pairs(records[id]) do
-    if fields[name] == nil then
-      table.insert(added, name)
-      table.insert(added, value)
-    end
-  end
-  return {heard and 1 or 0, added}
+  return {is_heard(fields.queue) and 1 or 0, what_was_set(id)} -- the rest is known to who sent it
 end
 
 local answers, place = {}, 1

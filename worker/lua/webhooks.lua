@@ -80,11 +80,16 @@ local function told(id, kind, data, event_id)
   return '{' .. table.concat(said, ',') .. '}'
 end
 
+local webhooks_of = {}
+
 function notify(id, kind, data, event_id)
   local owner = get(id, 'owner')
-  local webhooks = redis.call('ZRANGE', 'flowpp:webhooks:owner:' .. (owner == '' and 'local' or owner), 0, -1)
+  if not webhooks_of[owner] then
+    local list = 'flowpp:webhooks:owner:' .. (owner == '' and 'local' or owner)
+    webhooks_of[owner] = redis.call('ZRANGE', list, 0, -1)
+  end
   local event = 'job.' .. (kind == 'checkpoint' and kind or get(id, 'status'))
-  for _, webhook in ipairs(webhooks) do
+  for _, webhook in ipairs(webhooks_of[owner]) do
     if wants(webhook, event) then
       local delivery = 'dlv_' .. string.sub(redis.sha1hex(webhook .. id .. event_id), 1, 24)
       if not deliver(webhook, delivery, event, told(id, kind, data, event_id)) then
