@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import httpx
 import psutil
 import torch
@@ -29,6 +28,7 @@ import uvloop
 from rich.progress import track
 
 from api.stack import REDIS_URL, Stack
+from benchmarks.connection import Connection, Question, connection
 from benchmarks.images import real_images
 from benchmarks.results import table, write_section
 from flowpp import FlowPP
@@ -104,30 +104,16 @@ class Side:
     field: str
     data: dict[str, str]
 
-    def question(self, png: bytes) -> "Question":
-        form = httpx.Request("POST", self.url, data=self.data, files={self.field: ("image.png", png, "image/png")})
-        return Question(form.read(), {"Content-Type": form.headers["Content-Type"], "Prefer": "wait=60"})
+    def question(self, png: bytes) -> Question:
+        files, headers = {self.field: ("image.png", png, "image/png")}, {"Prefer": "wait=60"}
+        return Question.of(httpx.Request("POST", self.url, data=self.data, files=files, headers=headers))
 
-    async def ask(self, http: aiohttp.ClientSession, question: "Question") -> float:
-        async with http.post(self.url, data=question.body, headers=question.headers) as answer:
-            body = await answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{self.name} answered {answer.status}: {body[:500].decode(errors='replace')}")
+    async def ask(self, http: Connection, question: Question) -> float:
+        status, body = await http.ask(question)
+        if status != 200:
+            raise RuntimeError(f"{self.name} answered {status}: {body[:500].decode(errors='replace')}")
         said = json.loads(body)
         return float(said.get("bits_per_dim") or said["result"]["bits_per_dim"])
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request, written before any time is taken: a client takes little of the cores that it shares with the sides."""
-
-    body: bytes
-    headers: dict[str, str]
-
-
-def session() -> aiohttp.ClientSession:
-    """With as many connections as there are clients; in an eighth of httpx's time."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120))
 
 
 async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> Measured:
@@ -137,11 +123,11 @@ async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> M
     """
     latencies: list[float] = []
     questions = [side.question(png) for png in pngs]
-    async with session() as http:
-        first = time.perf_counter() + WARM_SECONDS
-        last = first + seconds
+    first = time.perf_counter() + WARM_SECONDS
+    last = first + seconds
 
-        async def one(index: int) -> None:
+    async def one(index: int) -> None:
+        async with connection(side.url) as http:
             while (begin := time.perf_counter()) < last:
                 await side.ask(http, questions[index % len(questions)])
                 end = time.perf_counter()
@@ -149,17 +135,19 @@ async def load(side: Side, pngs: list[bytes], clients: int, seconds: float) -> M
                     latencies.append(1e3 * (end - begin))
                 index += clients
 
-        await asyncio.gather(*(one(index) for index in range(clients)))
+    await asyncio.gather(*(one(index) for index in range(clients)))
     return Measured(latencies, seconds)
 
 
 async def measure(sides: list[Side], pngs: list[bytes], seconds: float) -> dict[tuple[str, int], list[Measured]]:
     """Each round of each side at each number of clients."""
-    async with session() as http:
-        for png in pngs[:4]:  # warm, and the same answers
-            found = [await side.ask(http, side.question(png)) for side in sides]
-            if max(found) - min(found) > 1e-4:
-                raise RuntimeError(f"they differ: {found} bits/dim")
+    for png in pngs[:4]:  # warm, and the same answers
+        found = []
+        for side in sides:
+            async with connection(side.url) as http:
+                found.append(await side.ask(http, side.question(png)))
+        if max(found) - min(found) > 1e-4:
+            raise RuntimeError(f"they differ: {found} bits/dim")
     measured: dict[tuple[str, int], list[Measured]] = {}
     turns = [(clients, side) for _ in range(ROUNDS) for clients in CLIENTS for side in sides]
     for clients, side in track(turns, description="measuring"):

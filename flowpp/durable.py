@@ -12,6 +12,9 @@ from typing import BinaryIO
 _FEW = 10
 """So many files are synced one by one: what else waits to be written to their disk need not wait to be as well."""
 
+_SYNC_FILE_SYSTEM = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+"""Linux has it."""
+
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
@@ -111,14 +114,13 @@ def _unfinished(path: Path) -> Path:
 
 def _sync_all(paths: Collection[Path]) -> None:
     """Returns when files and directories are on disk that may be gone; many, with all else that waits to be written."""
-    sync_file_system = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # of Linux
     synced: set[int] = set()
     for path in paths:
         with suppress(FileNotFoundError):
-            if sync_file_system is None or len(paths) <= _FEW:
+            if _SYNC_FILE_SYSTEM is None or len(paths) <= _FEW:
                 _sync(path)
             elif (device := path.stat().st_dev) not in synced:
-                _sync(path, sync_file_system)
+                _sync(path, _SYNC_FILE_SYSTEM)
                 synced.add(device)
 
 
