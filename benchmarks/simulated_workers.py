@@ -104,7 +104,9 @@ class Inference:
         for job in jobs:
             lease.let_go(job)
         done = Progress.at(1, 1)
-        self._service.jobs.succeed([(job, result, "", done) for job, result in zip(jobs, results, strict=True)])
+        ended = self._service.jobs.succeed([(job, result, "", done) for job, result in zip(jobs, results, strict=True)])
+        for job, status in zip(jobs, ended, strict=True):
+            lease.ended(job, status)
 
 
 def result(job: Job) -> dict[str, Any]:
@@ -217,7 +219,8 @@ class Fleet:
     def _end(self, job: Job) -> int:
         self._lease.let_go(job)
         del self._held[job.id]
-        self._service.jobs.end(job, "succeeded", result={"step": self._steps.get(job.id, 0)})
+        status = self._service.jobs.end(job, "succeeded", result={"step": self._steps.get(job.id, 0)})
+        self._lease.ended(job, status)
         return 1
 
 

@@ -28,7 +28,7 @@ class Lease:
         self._wishes: dict[str, JobStatus | None] = {}
         self._held: dict[str, Job] = {}
         self._since: dict[str, float] = {}
-        self._spans: dict[tuple[str, int], Span] = {}
+        self._spans: dict[str, tuple[int, Span]] = {}  # of the attempt of that number
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -54,9 +54,9 @@ class Lease:
             self._wishes.pop(job.id, None)
             self._held[job.id] = job
             self._since[job.id] = time.monotonic()
-            for held in [each for each in list(self._spans) if each[0] == job.id]:  # its loss was not heard of yet
-                self._end_span(*held, None)
-            self._spans[job.id, job.attempt] = _span(job)
+            if job.id in self._spans:  # its loss was not heard of yet
+                self._end_span(job.id, self._spans[job.id][0], None)
+            self._spans[job.id] = (job.attempt, _span(job))
 
     def let_go(self, job: Job) -> None:
         """Of a job that has ended; another attempt of it stays."""
@@ -70,12 +70,13 @@ class Lease:
         began = self._since.pop(job.id, None)
         if began is not None:
             ATTEMPTS.labels(job.type, status or "lost").observe(time.monotonic() - began)
-        self._end_span(job.id, job.attempt, status)
+        with self._changing:
+            self._end_span(job.id, job.attempt, status)
 
     def traceparent(self, job: Job) -> str:
         """Of the attempt's span, or of what asked for the job, where the attempt has ended or is not seen in traces."""
-        span = self._spans.get((job.id, job.attempt))
-        return (span and span.traceparent) or job.traceparent
+        held = self._spans.get(job.id)
+        return (held[1].traceparent if held and held[0] == job.attempt else "") or job.traceparent
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -84,12 +85,12 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for held in list(self._spans):  # attempts that were not told to the end
-            self._end_span(*held, None)
+        for job_id, (attempt, _) in list(self._spans.items()):  # attempts that were not told to the end
+            self._end_span(job_id, attempt, None)
 
     def _end_span(self, job_id: str, attempt: int, status: JobStatus | None) -> None:
-        span = self._spans.pop((job_id, attempt), None)
-        if span is not None:
+        if job_id in self._spans and self._spans[job_id][0] == attempt:
+            _, span = self._spans.pop(job_id)
             span.note({"flowpp.job.outcome": status or "lost"})
             span.end(failed=status in (None, "failed"))
 
