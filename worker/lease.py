@@ -85,8 +85,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for job_id, (attempt, _) in list(self._spans.items()):  # attempts that were not told to the end
-            self._end_span(job_id, attempt, None)
+        for job_id, held in list(self._spans.items()):  # attempts that were not told to the end
+            self._end_span(job_id, held[0], None)
 
     def _end_span(self, job_id: str, attempt: int, status: JobStatus | None) -> None:
         if job_id in self._spans and self._spans[job_id][0] == attempt:
