@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -13,23 +12,16 @@ import httpx
 _ANSWER_SECONDS = 120
 
 
-@dataclass(frozen=True)
-class Question:
-    """A request as it goes over a connection to `url`."""
-
-    url: str
-    written: bytes
-
-    @classmethod
-    def of(cls, request: httpx.Request) -> "Question":
-        body = request.read()
-        head = f"{request.method} {request.url.raw_path.decode()} HTTP/1.1\r\n"
-        lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        return cls(str(request.url), f"{head}{lines}\r\n".encode() + body)
+def written(request: httpx.Request) -> bytes:
+    """A request as it goes over a connection."""
+    body = request.read()
+    head = f"{request.method} {request.url.raw_path.decode()} HTTP/1.1\r\n"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    return f"{head}{lines}\r\n".encode() + body
 
 
 class Connection(asyncio.Protocol):
-    """Asks one question after the other."""
+    """Asks one question after the other, each a request as `written`."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -37,12 +29,12 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
 
-    async def ask(self, question: Question) -> tuple[int, bytes]:
+    async def ask(self, question: bytes) -> tuple[int, bytes]:
         """Status and body. Raises `ConnectionError` where the connection ends before, `TimeoutError` after 120 s."""
         if self._transport is None:
             raise ConnectionError("the connection has ended")
         self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(question.written)
+        self._transport.write(question)
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await self._answer
 

@@ -28,7 +28,7 @@ import uvloop
 from rich.progress import track
 
 from api.stack import REDIS_URL, Stack
-from benchmarks.connection import Connection, Question, connection
+from benchmarks.connection import Connection, connection, written
 from benchmarks.images import real_images
 from benchmarks.results import table, write_section
 from flowpp import FlowPP
@@ -104,11 +104,11 @@ class Side:
     field: str
     data: dict[str, str]
 
-    def question(self, png: bytes) -> Question:
+    def question(self, png: bytes) -> bytes:
         files, headers = {self.field: ("image.png", png, "image/png")}, {"Prefer": "wait=60"}
-        return Question.of(httpx.Request("POST", self.url, data=self.data, files=files, headers=headers))
+        return written(httpx.Request("POST", self.url, data=self.data, files=files, headers=headers))
 
-    async def ask(self, http: Connection, question: Question) -> float:
+    async def ask(self, http: Connection, question: bytes) -> float:
         status, body = await http.ask(question)
         if status != 200:
             raise RuntimeError(f"{self.name} answered {status}: {body[:500].decode(errors='replace')}")

@@ -93,7 +93,6 @@ class Transitions:
             return load_script(redis, name, result_ttl_seconds)
 
         self._submit = script("submit")
-        self._redis: Any = redis  # its annotations do not know of decode_responses
         self._claim = script("claim")
         self._sleep = script("sleep")
         self._renew = script("renew")

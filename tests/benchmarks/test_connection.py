@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from benchmarks.connection import Question, connection
+from benchmarks.connection import connection, written
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -43,8 +43,8 @@ def url() -> Iterator[str]:
         thread.join()
 
 
-def question(url: str, path: str, content: bytes) -> Question:
-    return Question.of(httpx.Request("POST", url + path, content=content, headers={"X-Word": "word"}))
+def question(url: str, path: str, content: bytes) -> bytes:
+    return written(httpx.Request("POST", url + path, content=content, headers={"X-Word": "word"}))
 
 
 def test_questions_go_over_one_connection_each_with_its_own_answer(url: str) -> None:

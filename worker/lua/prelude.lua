@@ -67,19 +67,35 @@ end
 local function what_was_set(id) return append({}, id, unwritten[id]) end
 local function whole(id) return append(stored[id], id, unwritten[id]) end
 
--- Members of sets, and of sorted sets with their scores, as they shall be when the script ends; false: not there. Each
--- set is written once, however many jobs a script is about: Redis takes longer to be told a command than to obey it.
-local members, scores = {}, {}
+-- What is put into sets, and into sorted sets with a score, and what is taken out, when the script ends. Each set is
+-- written once, however many jobs a script is about: Redis takes longer to be told a command than to obey it.
+local sadded, sremoved, zadded, zremoved = {}, {}, {}, {}
 
-local function put(sets, set, member, value)
-  if not sets[set] then sets[set] = {} end
-  sets[set][member] = value
+local function put(into, out_of, set, member, score)
+  if not into[set] then into[set] = {} end
+  into[set][member] = score
+  if out_of[set] then out_of[set][member] = nil end
 end
 
-local function sadd(set, member) put(members, set, member, true) end
-local function srem(set, member) put(members, set, member, false) end
-local function zadd(set, score, member) put(scores, set, member, score) end
-local function zrem(set, member) put(scores, set, member, false) end
+local function sadd(set, member) put(sadded, sremoved, set, member, '') end
+local function srem(set, member) put(sremoved, sadded, set, member, '') end
+local function zadd(set, score, member) put(zadded, zremoved, set, member, score) end
+local function zrem(set, member) put(zremoved, zadded, set, member, '') end
+
+local MOST_ARGUMENTS = 1000 -- Lua unpacks no more than some thousand
+
+local function write_sets(command, sets)
+  for set, members in pairs(sets) do
+    local arguments = {}
+    for member, score in pairs(members) do
+      if score ~= '' then table.insert(arguments, score) end
+      table.insert(arguments, member)
+    end
+    for first = 1, #arguments, MOST_ARGUMENTS do
+      redis.call(command, set, unpack(arguments, first, math.min(first + MOST_ARGUMENTS - 1, #arguments)))
+    end
+  end
+end
 
 -- What else is written when the script ends and nothing can fail any more: the next turns of queues' owners, events that
 -- say what became of jobs, commands, and which jobs have finished.
@@ -87,42 +103,13 @@ local next_turns, untold, commands, finished = {}, {}, {}, {}
 
 local function later(...) table.insert(commands, {...}) end
 
-local MOST_ARGUMENTS = 1000 -- Lua unpacks no more than some thousand
-
-local function call(command, set, arguments)
-  for first = 1, #arguments, MOST_ARGUMENTS do
-    redis.call(command, set, unpack(arguments, first, math.min(first + MOST_ARGUMENTS - 1, #arguments)))
-  end
-end
-
-local function add(command, sets)
-  for set, wanted in pairs(sets) do
-    local arguments = {}
-    for member, value in pairs(wanted) do
-      if value and value ~= true then table.insert(arguments, value) end
-      if value then table.insert(arguments, member) end
-    end
-    call(command, set, arguments)
-  end
-end
-
-local function remove_from(command, sets)
-  for set, wanted in pairs(sets) do
-    local arguments = {}
-    for member, value in pairs(wanted) do
-      if not value then table.insert(arguments, member) end
-    end
-    call(command, set, arguments)
-  end
-end
-
 local emit -- below
 
 local function write()
-  remove_from('ZREM', scores) -- first, as a full server still lets go, and then lets us finish
-  remove_from('SREM', members)
-  add('ZADD', scores)
-  add('SADD', members)
+  write_sets('ZREM', zremoved) -- first, as a full server still lets go, and then lets us finish
+  write_sets('SREM', sremoved)
+  write_sets('ZADD', zadded)
+  write_sets('SADD', sadded)
   for id, names in pairs(unwritten) do
     local fields = append({}, id, is_new[id] and records[id] or names)
     if #fields > 0 then redis.call('HSET', key(id), unpack(fields)) end
