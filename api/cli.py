@@ -16,7 +16,7 @@ from api.commands.sampling import sample
 from api.commands.status import status
 from api.commands.training import train
 from api.stack import Stack, StackError, exit_on_signals
-from flowpp import tracing
+from flowpp import levels, tracing
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__, epilog=EXIT_CODES
@@ -58,6 +58,7 @@ def serve(
 ) -> None:
     """Run the service on this machine until Ctrl-C: API, Redis server, a training and an inference worker."""
     tracing.check()
+    levels.of_environment()
     typer.echo("starting ...", err=True)
     with Stack(data, port) as stack, stack.guard():
         typer.echo(f"flowpp serves on {stack.url}, with its documentation on {stack.url}/docs.")

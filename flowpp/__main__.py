@@ -19,12 +19,13 @@ import numpy as np
 import typer
 from pydantic import ValidationError
 
-from flowpp import logs, tracing
+from flowpp import levels, logs, tracing
 from flowpp.checkpoint import BadCheckpoint
 from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
+from flowpp.levels import UnsupportedLevel
 from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
 from flowpp.sources import Split, open_images, read_latents
@@ -297,6 +298,7 @@ def _load(checkpoint: Path, device: Device) -> "FlowPP":
 
 
 def _device(device: Device) -> "torch.device":
+    levels.of_environment()  # before any work, as a wrong device
     from flowpp.devices import resolve_device
 
     try:
@@ -318,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, tracing.TracingError) as error:
+    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, UnsupportedLevel, tracing.TracingError) as error:
         _exit(2, str(error))
     except TrainingError as error:
         _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")

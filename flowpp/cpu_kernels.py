@@ -5,14 +5,13 @@ read and given in channels-last memory. All are float32 or all float64.
 """
 
 import ctypes
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowpp.logistic import evaluation_limits
-from flowpp.native import integers, kernels, listening, pointer
+from flowpp.native import integers, kernels, level_of, listening, pointer
 
 _TILE_HEAD_SIZE, _TILE_LENGTH = 16, 128
 """Least features of a head and positions for which the matrix tiles are the faster way to attend."""
@@ -26,14 +25,10 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@lru_cache
 def has_tiles(dtype: torch.dtype) -> bool:
-    """Whether there are kernels for the dtype that use the processor's matrix tiles, and Linux lets this process."""
-    library = kernels(dtype)
-    if library is None:
-        return False
-    library.has_tiles.restype = ctypes.c_bool
-    return bool(library.has_tiles())
+    """Whether kernels for this dtype use the processor's matrix tiles: those for float32, at the level `amx`."""
+    library = kernels(dtype) if dtype == torch.float32 else None
+    return library is not None and level_of(library) == "amx"
 
 
 def convolve_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:

@@ -1,9 +1,10 @@
-"""The CPU kernels of flowpp/kernels: built with this machine's C++ compiler when first needed, then kept in a cache.
+"""The CPU kernels of flowpp/kernels: a C++ compiler builds them when they are first needed, and a cache keeps them.
 
     python -m flowpp.native    # builds them now
 
-They are compiled for the very processor, so what names a library holds compiler, processor and sources. Without a
-compiler, models compute by plain PyTorch and say so once.
+There is a library for each level (`flowpp.levels`) and dtype. Its name is a hash of the compiler, its options and the
+sources. If the library of a level cannot be built or loaded, models compute at the next lower level, without a compiler
+by plain PyTorch. One warning gives the reason.
 """
 
 import ctypes
@@ -19,12 +20,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from flowpp import levels
+from flowpp.levels import PLAIN, UnsupportedLevel
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,8 @@ SOURCES = Path(__file__).with_name("kernels")
 
 REALS = {torch.float32: "float", torch.float64: "double"}
 
-_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
+_OPTIONS = (
+    *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"),
     *("-Wno-psabi", "-fPIC", "-fopenmp"),
 )
 
@@ -66,22 +70,82 @@ _one_at_a_time = threading.Lock()
 
 
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for float32 or float64, built first where that was not done before; none where it cannot be done."""
+    """Returns the kernels for float32 or float64 at the highest usable level, or None if there are none.
+
+    Builds them first if the cache has none. Raises `UnsupportedLevel`.
+    """
     if dtype not in REALS:
         return None
-    with _one_at_a_time:  # lanes may be the first to ask
-        return _loaded(dtype)
+    usable = levels.usable()
+    with _one_at_a_time:  # several lanes may need them first
+        return _loaded(dtype, usable)
 
 
 @lru_cache
-def _loaded(dtype: torch.dtype) -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(build(dtype)))
-    except (NotBuilt, OSError) as error:
-        logger.warning("models compute without CPU kernels, by plain PyTorch, several times slower: %s", error)
-        return None
-    _keep_memory()
+def _loaded(dtype: torch.dtype, usable: tuple[str, ...]) -> ctypes.CDLL | None:
+    """The kernels of the first of these levels that can be built, or None. Warns once if that is not the first level."""
+    library, failures = _first(dtype, usable)
+    if failures and usable not in _warned:
+        _warned.add(usable)
+        why = "; ".join(failures)
+        if library is None:
+            logger.warning("models compute without CPU kernels, by plain PyTorch, several times slower: %s", why)
+        else:
+            logger.warning("models compute with the %s kernels, not the %s ones: %s", level_of(library), usable[0], why)
+    if library is not None:
+        _keep_memory()
     return library
+
+
+_warned: set[tuple[str, ...]] = set()
+"""The levels whose failures have been reported: for one dtype, not for each."""
+
+
+def _first(dtype: torch.dtype, usable: tuple[str, ...]) -> tuple[ctypes.CDLL | None, list[str]]:
+    """The kernels of the first of these levels that can be built, and why those before it cannot."""
+    failures: list[str] = []
+    for level in usable[: usable.index(PLAIN)]:
+        try:
+            return load(dtype, level), failures
+        except NotBuilt as error:
+            if str(error) not in failures:
+                failures.append(str(error))
+    return None, failures
+
+
+def load(dtype: torch.dtype, level: str) -> ctypes.CDLL:
+    """The kernels of exactly this level, from the first directory where they can be built and loaded. Raises `NotBuilt`.
+
+    A user's cache may be full, or on a file system that does not execute programs.
+    """
+    command = _compiler()
+    failures: list[str] = []
+    for directory in _directories():
+        try:
+            library = ctypes.CDLL(str(_built(command, dtype, level, directory)))
+        except (NotBuilt, OSError) as error:
+            failures.append(str(error))
+            continue
+        if (found := level_of(library)) != level:
+            raise NotBuilt(f"{shlex.join(command)} builds kernels for {found}; CXX must not choose the processor")
+        return library
+    raise NotBuilt(failures[0])
+
+
+@lru_cache
+def level_of(library: ctypes.CDLL) -> str:
+    """The level that a library reports: the instructions that its compiler was permitted to use."""
+    library.level.restype = ctypes.c_char_p
+    return library.level().decode()
+
+
+def cannot_build(level: str) -> str | None:
+    """Why the compiler cannot build kernels of this level at all, or None: there is none, or it lacks an option."""
+    try:
+        _run([*_compiler(), *_OPTIONS, *levels.levels()[level].options, "-x", "c++", "-E", os.devnull])
+    except NotBuilt as error:
+        return str(error)
+    return None
 
 
 def _keep_memory() -> None:
@@ -99,20 +163,18 @@ def _keep_memory() -> None:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def build(dtype: torch.dtype) -> Path:
-    """The library for a dtype, which is built where the cache has none. Raises `NotBuilt`."""
-    compiler = _compiler()
-    version = _run([*compiler, "--version"])
-    sources = sorted(SOURCES.iterdir())
-    named = [*compiler, version, _processor(), REALS[dtype], *_FLAGS, *(path.read_text() for path in sources)]
+def _built(command: list[str], dtype: torch.dtype, level: str, directory: Path) -> Path:
+    """The library in a directory; the compiler builds it if it is not there. Raises `NotBuilt` and OSError."""
+    options = [*_OPTIONS, *levels.levels()[level].options, f"-DFLOWPP_REAL={REALS[dtype]}"]
+    sources = [path.read_text() for path in sorted(SOURCES.iterdir())]
+    named = [*command, _run([*command, "--version"]), *options, *sources]
     key = hashlib.sha256("\0".join(named).encode()).hexdigest()[:16]
-    path = _cache() / f"kernels-{key}-{REALS[dtype]}.so"
+    path = directory / f"kernels-{key}-{level}-{REALS[dtype]}.so"
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as temporary:
+        with tempfile.TemporaryDirectory(dir=directory, prefix="building-") as temporary:
             objects, library = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
-            real = f"-DFLOWPP_REAL={REALS[dtype]}"
-            _run([*compiler, *_FLAGS, real, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects)])
-            _run([*compiler, "-shared", str(objects), "-o", str(library)])  # OpenMP's runtime is PyTorch's own
+            _run([*command, *options, "-c", str(SOURCES / "kernels.cpp"), "-o", str(objects)])
+            _run([*command, "-shared", str(objects), "-o", str(library)])  # OpenMP's runtime is PyTorch's own
             os.replace(library, path)
     return path
 
@@ -143,39 +205,43 @@ def _run(command: list[str]) -> str:
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     except subprocess.CalledProcessError as error:
-        raise NotBuilt(f"{' '.join(command)} failed: {error.stderr.strip()[:500]}") from error
+        raise NotBuilt(f"{command[0]} failed: {error.stderr.strip()[:500]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotBuilt(f"{command[0]}: {error}") from error
 
 
-def _processor() -> str:
-    """What -march=native reads off it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _cache() -> Path:
-    """A directory of this user that can be written to."""
+def _directories() -> list[Path]:
+    """Directories that this user owns and can write to: the cache, then one among the temporary files. Raises `NotBuilt`."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "flowpp"
-    for directory in (home, Path(tempfile.gettempdir()) / f"flowpp-{os.getuid()}"):
-        if not directory.is_absolute():  # "~" of a user without a home
-            continue
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid():
-            return directory
-    raise NotBuilt(f"neither {home} nor {tempfile.gettempdir()} can be written to; set XDG_CACHE_HOME")
+    found = [path for path in (home, Path(tempfile.gettempdir()) / f"flowpp-{os.getuid()}") if _is_own(path)]
+    if not found:
+        raise NotBuilt(f"neither {home} nor {tempfile.gettempdir()} can be written to; set XDG_CACHE_HOME")
+    return found
+
+
+def _is_own(directory: Path) -> bool:
+    if not directory.is_absolute():  # "~" of a user without a home
+        return False
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.access(directory, os.W_OK) and directory.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def main() -> None:
+    """Builds the kernels of the highest usable level and prints their paths."""
+    try:
+        usable = levels.usable()
+    except UnsupportedLevel as error:
+        sys.exit(f"flowpp: {error}")
+    with ThreadPoolExecutor() as compilers:
+        for library, failures in compilers.map(partial(_first, usable=usable), REALS):
+            if library is not None:
+                print(library._name)
+            elif failures:
+                sys.exit(f"flowpp: {'; '.join(failures)}")
 
 
 if __name__ == "__main__":
-    try:
-        with ThreadPoolExecutor() as compilers:
-            print(*compilers.map(build, REALS), sep="\n")
-    except NotBuilt as error:
-        sys.exit(f"flowpp: {error}")
+    main()

@@ -15,8 +15,9 @@ from typing import Any
 from celery.signals import setup_logging, worker_shutting_down
 from pydantic import ValidationError
 
-from flowpp import logs, tracing
+from flowpp import levels, logs, tracing
 from flowpp.garbage_collection import settle
+from flowpp.levels import UnsupportedLevel
 from flowpp.run_directory import describe
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
@@ -100,9 +101,10 @@ def main() -> int:
         print(f"worker: FLOWPP_{describe(error)}", file=sys.stderr)
         return 2
     try:
+        levels.of_environment()
         with tracing.sending("flowpp-worker"):
             return run(queue)
-    except tracing.TracingError as error:
+    except (UnsupportedLevel, tracing.TracingError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
 

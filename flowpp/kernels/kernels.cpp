@@ -226,8 +226,6 @@ extern "C" bool attention_backward(const int64_t* shape, int64_t size, const Rea
 }
 
 #ifdef FLOWPP_TILES
-extern "C" bool has_tiles() { return std::is_same<Real, float>::value && ask_for_tiles(); }
-
 // `shape` is batch, height, width, channels (after concat_elu, where `elu` says so), filters, kernel.
 Convolution convolution(const int64_t* shape, bool elu, bool turned) {
     return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], elu, turned};
@@ -351,9 +349,20 @@ extern "C" bool attention_tiles_forward(const int64_t* shape, int64_t size, cons
     }
     return false;
 }
-#else
-extern "C" bool has_tiles() { return false; }
 #endif
+
+// The level of these kernels (flowpp/levels.py), by the instructions that the compiler was permitted to use.
+extern "C" const char* level() {
+#if defined(FLOWPP_TILES)
+    return "amx";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__) && defined(__FMA__)
+    return "avx2";
+#else
+    return "baseline";
+#endif
+}
 
 // Kernels that recordings call (flowpp/program.py): each of them as <name>_of, which finds the places of its arguments in an array.
 template <class R, class... A, size_t... I> void call(R (*kernel)(A...), void* const* arguments, std::index_sequence<I...>) {

@@ -12,12 +12,10 @@
 
 #include "lanes.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define FLOWPP_TILES
 
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 typedef uint16_t Half;  // a bfloat16
 
@@ -26,12 +24,6 @@ constexpr int64_t BLOCK = 2 * SIDE;                             // positions, fi
 constexpr int64_t PART = 512;                                   // positions of a 1x1 convolution at a time
 
 inline int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Linux lends the tiles' registers to processes that ask.
-inline bool ask_for_tiles() {
-    constexpr long REQUEST = 0x1023, DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, REQUEST, DATA) == 0;
-}
 
 // All eight tiles of this thread, whole, while it lives.
 class Tiles {

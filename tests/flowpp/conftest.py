@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from flowpp import levels
 from flowpp.data import ImageSet, build_image_set
 from flowpp.presets import PRESETS, resolve_model
 from flowpp.training import train
+from tests.levels import tested, untested
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +21,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+NO_KERNELS = pytest.param("none", marks=pytest.mark.skip(reason="; ".join(sorted(set(untested().values())))))
+
+
+@pytest.fixture(params=tested() or [NO_KERNELS])
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each level of kernels in turn, at which the test computes."""
+    with levels.at(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[levels.PLAIN, *tested()])
+def plain_or_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Plain PyTorch, then each level of kernels."""
+    with levels.at(request.param):
+        yield request.param
 
 
 def blotches(n: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Copies and arithmetic as kernels: PyTorch's numbers, bit for bit, however tensors lie; and programs of kernels."""
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ aten = torch.ops.aten
 
 DTYPES = (torch.float32, torch.float64)
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("level")
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
