@@ -147,12 +147,15 @@ def _features() -> set[str]:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
         return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    found = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    return set(found[0]) if found else set()
 
 
 def _tiles_permitted() -> bool:
     """Requests the registers of matrix tiles: Linux grants them to processes that request them."""
-    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     libc = ctypes.CDLL(None)
     libc.syscall.restype = ctypes.c_long
-    return libc.syscall(*map(ctypes.c_long, (arch_prctl, request_permission, tile_data))) == 0
+    return libc.syscall(*map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA))) == 0
+
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # asm/unistd_64.h, asm/prctl.h, and the feature's number

@@ -83,7 +83,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 @lru_cache
 def _loaded(dtype: torch.dtype, usable: tuple[str, ...]) -> ctypes.CDLL | None:
-    """The kernels of the first of these levels that can be built, or None. Warns once if that is not the first level."""
+    """The kernels of the first of these levels that can be built, or None. Warns if that is not the first of all."""
     library, failures = _first(dtype, usable)
     if failures and usable not in _warned:
         _warned.add(usable)
@@ -114,9 +114,9 @@ def _first(dtype: torch.dtype, usable: tuple[str, ...]) -> tuple[ctypes.CDLL | N
 
 
 def load(dtype: torch.dtype, level: str) -> ctypes.CDLL:
-    """The kernels of exactly this level, from the first directory where they can be built and loaded. Raises `NotBuilt`.
+    """The kernels of exactly this level, from the first directory where they can be built and loaded.
 
-    A user's cache may be full, or on a file system that does not execute programs.
+    A user's cache may be full, or on a file system that does not execute programs. Raises `NotBuilt`.
     """
     command = _compiler()
     failures: list[str] = []
@@ -211,7 +211,7 @@ def _run(command: list[str]) -> str:
 
 
 def _directories() -> list[Path]:
-    """Directories that this user owns and can write to: the cache, then one among the temporary files. Raises `NotBuilt`."""
+    """The directories that this user owns and can write to: the cache, then a temporary one. Raises `NotBuilt`."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "flowpp"
     found = [path for path in (home, Path(tempfile.gettempdir()) / f"flowpp-{os.getuid()}") if _is_own(path)]
     if not found:

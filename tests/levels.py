@@ -6,7 +6,7 @@ from flowpp import levels, native
 
 
 @lru_cache
-def untested() -> dict[str, str]:
+def left_out() -> dict[str, str]:
     """The levels that these tests leave out, each with the reason."""
     found = dict(levels.lacking())
     for name in levels.levels():
@@ -19,15 +19,18 @@ def untested() -> dict[str, str]:
     return found
 
 
-def tested() -> list[str]:
+def levels_here() -> list[str]:
     """The levels of kernels at which these tests run, from the lowest to the highest."""
-    return [name for name in levels.levels() if name not in untested()]
+    return [name for name in levels.levels() if name not in left_out()]
 
 
 def in_words() -> str:
     """Both, in one line."""
-    left_out: dict[str, list[str]] = {}
-    for name, reason in untested().items():
-        left_out.setdefault(reason, []).append(name)
-    parts = [", ".join(["plain", *tested()]), *(f"not {', '.join(names)}: {why}" for why, names in left_out.items())]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out().items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [
+        ", ".join(["plain", *levels_here()]),
+        *(f"not {', '.join(names)}: {why}" for why, names in by_reason.items()),
+    ]
     return "kernel levels: " + "; ".join(parts)

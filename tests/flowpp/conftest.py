@@ -11,7 +11,7 @@ from flowpp import levels
 from flowpp.data import ImageSet, build_image_set
 from flowpp.presets import PRESETS, resolve_model
 from flowpp.training import train
-from tests.levels import tested, untested
+from tests.levels import left_out, levels_here
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,17 +23,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-NO_KERNELS = pytest.param("none", marks=pytest.mark.skip(reason="; ".join(sorted(set(untested().values())))))
+NO_KERNELS = pytest.param("none", marks=pytest.mark.skip(reason="; ".join(sorted(set(left_out().values())))))
 
 
-@pytest.fixture(params=tested() or [NO_KERNELS])
+@pytest.fixture(params=levels_here() or [NO_KERNELS])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each level of kernels in turn, at which the test computes."""
     with levels.at(request.param):
         yield request.param
 
 
-@pytest.fixture(params=[levels.PLAIN, *tested()])
+@pytest.fixture(params=[levels.PLAIN, *levels_here()])
 def plain_or_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Plain PyTorch, then each level of kernels."""
     with levels.at(request.param):

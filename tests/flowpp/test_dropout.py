@@ -3,20 +3,22 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowpp import fused
+from flowpp import fused, levels
 from flowpp.config import ModelConfig
 from flowpp.dropout import _GOLDEN, Dropout, seeded
 from flowpp.model import FlowPP
-from flowpp.native import REALS, kernels
+from flowpp.native import REALS
 from flowpp.seeds import seed_of
 from tests.flowpp.test_model import SMALL, random_images
+from tests.levels import levels_here
 
-needs_kernels = pytest.mark.skipif(kernels(torch.float32) is None, reason="no C++ compiler")
+at_each_level = pytest.mark.usefixtures("level")
 
 SEED = 2**61 + 12345
 
@@ -51,14 +53,20 @@ def of_pytorch(drop: tuple[float, int], dtype: torch.dtype = torch.float32, filt
         return Dropout(p).train()(torch.ones(2, filters, 32, 32, dtype=dtype))
 
 
-MASKS = [
-    pytest.param(of_elu_convolution, marks=needs_kernels),
-    pytest.param(of_attention, marks=needs_kernels),
-    of_pytorch,
-]
+OF_KERNELS = (of_elu_convolution, of_attention)
 
 
-@pytest.mark.parametrize("factors_of", MASKS)
+@pytest.fixture(
+    params=[(levels.PLAIN, of_pytorch), *product(levels_here(), OF_KERNELS)],
+    ids=lambda each: f"{each[0]}-{each[1].__name__}",
+)
+def factors_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tensor]]:
+    """What a layer's dropout multiplies by: the one of plain PyTorch, and those of the kernels at each level."""
+    level, found = request.param
+    with levels.at(level):
+        yield found
+
+
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
 def test_a_share_of_p_is_dropped_and_the_rest_scaled(factors_of: Callable[..., Tensor], p: float) -> None:
     """Within five standard deviations of the binomial, over all, and in each channel, row and image."""
@@ -70,7 +78,6 @@ def test_a_share_of_p_is_dropped_and_the_rest_scaled(factors_of: Callable[..., T
         assert ((dropped.float().mean(axes) - p).abs() < 5 * math.sqrt(p * (1 - p) / n)).all()
 
 
-@pytest.mark.parametrize("factors_of", MASKS)
 def test_what_is_dropped_at_neighbouring_places_is_independent(factors_of: Callable[..., Tensor]) -> None:
     dropped = (factors_of((0.5, SEED)) == 0).float() - 0.5
     for axis in (1, 2, 3):
@@ -80,12 +87,10 @@ def test_what_is_dropped_at_neighbouring_places_is_independent(factors_of: Calla
             assert 4 * product.mean().abs() < 5 / math.sqrt(product.numel())
 
 
-@pytest.mark.parametrize("factors_of", MASKS)
 def test_nothing_is_dropped_at_p_zero(factors_of: Callable[..., Tensor]) -> None:
     assert (factors_of((0.0, SEED)) == 1).all()
 
 
-@pytest.mark.parametrize("factors_of", MASKS)
 def test_seeds_drop_independently_of_each_other(factors_of: Callable[..., Tensor]) -> None:
     """Seeds that differ in a low bit, by a layer's step or wholly agree on as many as chance has them."""
     dropped = factors_of((0.5, SEED)) == 0
@@ -94,21 +99,21 @@ def test_seeds_drop_independently_of_each_other(factors_of: Callable[..., Tensor
         assert abs(agreeing - 0.5) < 5 * 0.5 / math.sqrt(dropped.numel())
 
 
-@needs_kernels
-@pytest.mark.parametrize("factors_of", [of_elu_convolution, of_attention])
+@at_each_level
+@pytest.mark.parametrize("of_kernel", OF_KERNELS)
 @pytest.mark.parametrize("filters", [24, 48])
 def test_a_seed_drops_the_same_for_any_number_of_threads_and_dtype(
-    factors_of: Callable[..., Tensor], filters: int
+    of_kernel: Callable[..., Tensor], filters: int
 ) -> None:
     found = []
     for number in (1, 2):
         with threads(number):
-            found += [factors_of((0.3, SEED), dtype, filters) == 0 for dtype in REALS]
+            found += [of_kernel((0.3, SEED), dtype, filters) == 0 for dtype in REALS]
     assert found[0].any()
     assert all(torch.equal(mask, found[0]) for mask in found)
 
 
-@needs_kernels
+@at_each_level
 @pytest.mark.parametrize("filters", [5, 24, 33])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_elu_convolutions_gradient_is_that_of_what_it_kept(filters: int, kernel: int) -> None:
@@ -133,7 +138,7 @@ def test_elu_convolutions_gradient_is_that_of_what_it_kept(filters: int, kernel:
         torch.testing.assert_close(gradient, other, rtol=1e-11, atol=1e-11)
 
 
-@needs_kernels
+@at_each_level
 def test_concat_elus_gradient_is_zero_exactly_where_both_were_dropped() -> None:
     factors = of_elu_convolution((0.5, SEED))
     x = torch.full((2, 24, 32, 32), 0.7, requires_grad=True)
@@ -143,7 +148,7 @@ def test_concat_elus_gradient_is_zero_exactly_where_both_were_dropped() -> None:
     assert torch.equal(gradient != 0, plus | minus)
 
 
-@needs_kernels
+@at_each_level
 @pytest.mark.parametrize(("size", "heads"), [(4, 3), (8, 1), (24, 2), (26, 2)])
 def test_attentions_gradient_is_that_of_what_it_kept(size: int, heads: int) -> None:
     generator = torch.Generator().manual_seed(size)
@@ -194,13 +199,9 @@ def test_outside_of_training_and_at_p_zero_no_generator_moves() -> None:
     assert not torch.equal(torch.get_rng_state(), state)
 
 
-FUSED = [pytest.param(True, marks=needs_kernels), False]
-
-
-@pytest.mark.parametrize("fuse", FUSED)
-def test_a_pass_drops_by_its_seed_whatever_torchs_generator_and_the_threads(fuse: bool) -> None:
+@pytest.mark.usefixtures("plain_or_level")
+def test_a_pass_drops_by_its_seed_whatever_torchs_generator_and_the_threads() -> None:
     model = model_with_dropout()
-    model.fuse(fuse)
     images, noise = random_images(model.config, 4), model.draw_noise(4)
     found = []
     for seed, number in ((5, 1), (5, 2), (6, 1)):
@@ -211,12 +212,11 @@ def test_a_pass_drops_by_its_seed_whatever_torchs_generator_and_the_threads(fuse
     assert not torch.allclose(found[2], found[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("fuse", FUSED)
+@pytest.mark.usefixtures("plain_or_level")
 @pytest.mark.parametrize("seed", [5, None])
-def test_what_is_computed_anew_drops_the_same(fuse: bool, seed: int | None) -> None:
+def test_what_is_computed_anew_drops_the_same(seed: int | None) -> None:
     """Under a seed, and by torch's generator, which the checkpoint puts back."""
     model = model_with_dropout()
-    model.fuse(fuse)
     images, noise = random_images(model.config, 4), model.draw_noise(4)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = []
@@ -231,11 +231,10 @@ def test_what_is_computed_anew_drops_the_same(fuse: bool, seed: int | None) -> N
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("fuse", FUSED)
-def test_the_gradient_under_dropout_is_that_of_the_value(fuse: bool) -> None:
+@pytest.mark.usefixtures("plain_or_level")
+def test_the_gradient_under_dropout_is_that_of_the_value() -> None:
     """Both passes of all layers agree on what was dropped, by finite differences."""
     model = model_with_dropout()
-    model.fuse(fuse)
     images, noise = random_images(model.config, 2), model.draw_noise(2)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

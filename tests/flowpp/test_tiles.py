@@ -1,6 +1,7 @@
 """Convolutions and attention on the processor's matrix tiles: how far from float64, and what must not change a bit."""
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from flowpp import cpu_kernels, fused
+from flowpp import cpu_kernels, fused, levels
 from flowpp.conditioner import concat_elu
 from flowpp.config import ModelConfig
 from flowpp.model import FlowPP
 from tests.flowpp.test_model import ABLATIONS, SMALL, random_images, trained_looking
+from tests.levels import left_out, levels_here
 
-pytestmark = pytest.mark.skipif(not cpu_kernels.has_tiles(torch.float32), reason="a processor without matrix tiles")
+pytestmark = pytest.mark.skipif(
+    "amx" not in levels_here(), reason=left_out().get("amx", "there are matrix tiles on x86-64 only")
+)
 
 NONE = (0.0, 0)
 WORST = 2.0**-15
@@ -156,13 +160,13 @@ def queries_keys_values(heads: int, size: int, batch: int, height: int, width: i
 @pytest.mark.parametrize("positions", [(8, 16), (16, 16), (7, 19), (1, 1031)], ids=str)
 @pytest.mark.parametrize("score", [0.1, 1.0, 3.0, 8.0, 60.0])
 def test_attention_has_the_scores_of_float32_and_values_as_two_bfloat16s(
-    size: int, positions: tuple[int, int], score: float, monkeypatch: pytest.MonkeyPatch
+    size: int, positions: tuple[int, int], score: float
 ) -> None:
     qkv = queries_keys_values(2, size, 2, *positions, score=score)
     expected, expected_sums = attention(qkv.double(), 2)
     found, sums = cpu_kernels.attention(qkv, 2, NONE)
-    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
-    plain, plain_sums = cpu_kernels.attention(qkv, 2, NONE)
+    with levels.at("avx512"):
+        plain, plain_sums = cpu_kernels.attention(qkv, 2, NONE)
     assert not torch.equal(found, plain)
     assert off(found, expected) <= TYPICAL + 2 * off(plain, expected)
     assert (sums - expected_sums).abs().max() <= 2e-6 + 4 * (plain_sums - expected_sums).abs().max()
@@ -170,9 +174,7 @@ def test_attention_has_the_scores_of_float32_and_values_as_two_bfloat16s(
 
 @pytest.mark.parametrize("size", [16, 24])
 @pytest.mark.parametrize("least", [-10.0, -26.0, -36.0])
-def test_attention_is_as_exact_where_all_scores_are_as_low_as_they_can_be(
-    size: int, least: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_is_as_exact_where_all_scores_are_as_low_as_they_can_be(size: int, least: float) -> None:
     """Every query points away from every key: up to some score the tiles take weights from what scores could be."""
     qkv = queries_keys_values(1, size, 1, 8, 17, score=0.1)
     away = torch.nn.functional.normalize(torch.ones(size), dim=0) * (-least * size**0.5) ** 0.5
@@ -180,8 +182,8 @@ def test_attention_is_as_exact_where_all_scores_are_as_low_as_they_can_be(
     qkv[:, size : 2 * size] += away[:, None, None]
     expected, expected_sums = attention(qkv.double(), 1)
     found, sums = cpu_kernels.attention(qkv, 1, NONE)
-    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
-    plain, plain_sums = cpu_kernels.attention(qkv, 1, NONE)
+    with levels.at("avx512"):
+        plain, plain_sums = cpu_kernels.attention(qkv, 1, NONE)
     assert off(found, expected) <= TYPICAL + 2 * off(plain, expected)
     assert (sums - expected_sums).abs().max() <= 2e-6 + 4 * (plain_sums - expected_sums).abs().max()
 
@@ -267,9 +269,7 @@ def test_what_is_no_number_stays_none_and_stays_where_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_a_model_gives_the_bits_per_dim_of_float32_and_every_image_back(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_gives_the_bits_per_dim_of_float32_and_every_image_back(name: str) -> None:
     torch.manual_seed(1)  # of 60 seeds one, 0, makes a grey model of 16 pixels that is off by 2.6e-5
     model = trained_looking(ModelConfig(**SMALL | ABLATIONS[name])).float().eval()
     images = random_images(model.config, 8)
@@ -285,15 +285,15 @@ def test_a_model_gives_the_bits_per_dim_of_float32_and_every_image_back(
     right, _ = measured(deepcopy(model).double())
     assert (ours - right).abs().max() <= 2e-5
     assert torch.equal(back, images)
-    monkeypatch.setattr(cpu_kernels, "has_tiles", lambda dtype: False)
-    plain, _ = measured(model)
+    with levels.at("avx512"):
+        plain, _ = measured(model)
     assert (plain - right).abs().max() <= 2e-5
     assert not torch.equal(ours, plain)
 
 
 _REFUSED = """
 import ctypes, torch
-from flowpp import cpu_kernels, fused
+from flowpp import cpu_kernels, fused, levels
 class Stack(ctypes.Structure):
     _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 memory = ctypes.create_string_buffer(1 << 16)
@@ -301,10 +301,13 @@ size = 4096  # the state of the tiles, which a signal's handler would find on it
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, size)), None) == 0, ctypes.get_errno()
 print(cpu_kernels.has_tiles(torch.float32))
+print(levels.lacking()["amx"][:21])
 print(fused.convolution(torch.ones(1, 2, 1, 1), torch.ones(3, 2, 1, 1), torch.zeros(3)).flatten().tolist())
 """
 
 
 def test_where_linux_refuses_them_models_go_without() -> None:
-    run = subprocess.run([sys.executable, "-c", _REFUSED], capture_output=True, text=True, timeout=120, check=False)
-    assert run.stdout.split("\n")[:2] == ["False", "[2.0, 2.0, 2.0]"], run.stderr
+    environment = {name: value for name, value in os.environ.items() if name != levels.VARIABLE}
+    command = [sys.executable, "-c", _REFUSED]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert run.stdout.splitlines() == ["False", "Linux does not permit", "[2.0, 2.0, 2.0]"], run.stderr
