@@ -26,7 +26,6 @@ def restore(backup: Path, data: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(300)
 def test_a_backup_made_beside_the_service_is_restored_on_an_empty_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

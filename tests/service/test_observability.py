@@ -79,7 +79,6 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.timeout(150)
 def test_a_request_is_found_in_the_lines_of_every_process_that_worked_for_it(life: Life) -> None:
     accepted, refused = life.request_ids
     assert accepted == REQUEST_ID

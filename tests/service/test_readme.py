@@ -17,7 +17,6 @@ BLOCK = re.compile(r"(?P<skip><!-- not run by the tests: .+? -->\n)?```(?P<langu
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
 
 
-@pytest.mark.timeout(300)
 def test_the_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
     (tmp_path / "reader").mkdir()
     with Stack(tmp_path / "data", port=0) as stack:

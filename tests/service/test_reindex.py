@@ -73,7 +73,6 @@ def lose_redis(data: Path) -> None:
     shutil.rmtree(data / "redis")
 
 
-@pytest.mark.timeout(300)
 def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     start: Callable[[], Stack], visit: Visit, images: np.ndarray
 ) -> None:
@@ -153,7 +152,6 @@ def test_all_that_was_to_be_had_is_to_be_had_again_byte_for_byte(
     assert "goes on from step" in alice.http.get(f"/v1/jobs/{paused['id']}/logs").text
 
 
-@pytest.mark.timeout(300)
 def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
     start: Callable[[], Stack], visit: Visit, images: np.ndarray
 ) -> None:
@@ -192,7 +190,6 @@ def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
     assert alice.is_now(waiting, "succeeded", "failed")["status"] == "succeeded"
 
 
-@pytest.mark.timeout(300)
 def test_a_job_that_a_clean_stop_put_back_is_told_so_after_redis_was_lost(
     start: Callable[[], Stack], visit: Visit, images: np.ndarray
 ) -> None:

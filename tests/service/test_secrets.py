@@ -24,7 +24,6 @@ BASIC = "basic-Passw0rd-20cd"
 WRONG = "Wr0ngSecretOfAKey-55aa"
 
 
-@pytest.mark.timeout(240)
 def test_nothing_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     with RedisServer(tmp_path / "redis", log=tmp_path / "redis.log") as server, collecting(monkeypatch) as collector:
