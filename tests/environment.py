@@ -12,6 +12,7 @@ _KEPT = {
     "CC",
     "CHROMIUM",
     "CXX",
+    "FLOWPP_KERNELS",
     "HOME",
     "LANG",
     "LOGNAME",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from api.stack import Stack
 from tests.service.visitor import Visitor, flowpp, key, wait_until_recorded
+from tests.waiting import LEASE_SECONDS
 from worker.redis_server import RedisServer
 from worker.service import Service
 from worker.settings import Settings
@@ -25,7 +26,7 @@ TINY = {"preset": "tiny"}
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Stack]]:
     monkeypatch.setenv("FLOWPP_AUTHENTICATION", "true")
-    monkeypatch.setenv("FLOWPP_LEASE_SECONDS", "3")
+    monkeypatch.setenv("FLOWPP_LEASE_SECONDS", str(LEASE_SECONDS))
     monkeypatch.setenv("FLOWPP_WEBHOOK_NETWORKS", "127.0.0.0/8")
     started: list[Stack] = []
 
@@ -181,7 +182,7 @@ def test_a_job_that_ran_when_redis_was_lost_goes_on_from_its_newest_checkpoint(
         assert last == {"status": "queued", "attempt": 1, "message": "Redis was lost while a worker held the job"}
     stack = start()
     alice = visit(stack, token)
-    assert alice.is_now(running, "succeeded", "failed", seconds=120)["status"] == "succeeded"
+    assert alice.is_now(running, "succeeded", "failed")["status"] == "succeeded"
     steps = alice.http.get(f"/v1/jobs/{running['id']}/metrics").json()["columns"]["step"]
     assert steps == list(range(1, 401))
     attempts = alice.http.get(f"/v1/jobs/{running['id']}/attempts").json()["data"]

@@ -77,9 +77,11 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert service.jobs.page().data == []
 
 
-def test_more_processes_than_the_workers_offer_are_refused(service: Service, dataset: Dataset) -> None:
-    with pytest.raises(Invalid, match="the workers offer") as caught:
-        submit_training(service, training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
+def test_more_processes_than_the_workers_offer_are_refused(settings: Settings, dataset: Dataset) -> None:
+    with Service(settings.model_copy(update={"max_processes": 3})) as service:
+        submit_training(service, training(dataset.id, training={"num_processes": 3, "batch_size": 64}))
+        with pytest.raises(Invalid, match="the workers offer 3") as caught:
+            submit_training(service, training(dataset.id, training={"num_processes": 4, "batch_size": 64}))
     assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
 
 
