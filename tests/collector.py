@@ -1,7 +1,6 @@
 """A collector of traces: a real server on loopback, which decodes what it is sent by OTLP over HTTP."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+
+from tests.waiting import until
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -47,17 +48,14 @@ class Collector:
     def named(self, name: str) -> list[Told]:
         return [span for span in self.spans if span.name == name]
 
-    def one(self, name: str, seconds: float = 10) -> Told:
+    def one(self, name: str) -> Told:
         """The only span of that name, which may be still on its way."""
-        self.until(lambda: bool(self.named(name)), seconds)
+        self.until(lambda: bool(self.named(name)))
         [found] = self.named(name)
         return found
 
-    def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, [span.name for span in self.spans]
-            time.sleep(0.02)
+    def until(self, condition: Callable[[], bool]) -> None:
+        until(condition, lambda: [span.name for span in self.spans])
 
     def take(self, body: bytes) -> None:
         self.received.append(body)

@@ -1,9 +1,13 @@
-"""What `make test` prints first: the levels of CPU kernels at which the tests run."""
+"""What holds for all tests: a clean environment, and the levels of CPU kernels, which `make test` prints first."""
 
 import pytest
 
-from flowpp.levels import UnsupportedLevel
-from tests.levels import in_words
+from tests import environment
+
+environment.clean()  # before any test module or product module reads a variable
+
+from flowpp.levels import UnsupportedLevel  # noqa: E402
+from tests.levels import in_words  # noqa: E402
 
 
 def pytest_report_header() -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -18,8 +17,9 @@ from api.client import Client, Job
 from api.stack import Stack
 from examples import photographs
 from flowpp import FlowPP
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.models import Checkpoint
-from worker.redis_server import RedisServer, free_port
+from worker.redis_server import HOST, RedisServer, free_port
 from worker.service import Service
 from worker.settings import Settings
 
@@ -70,7 +70,7 @@ def trained(client: Client, archive: Path) -> Job:
     """A `tiny` model after its 20 steps."""
     dataset = client.datasets.upload(archive)
     job = client.training_jobs.create(dataset=dataset.id, model={"preset": "tiny"})
-    job = client.jobs.wait(job.id, timeout=120)
+    job = client.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
     assert job.status == "succeeded", job
     return job
 
@@ -116,15 +116,15 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _served(settings: Settings) -> Iterator[httpx.Client]:
-    port = free_port()
-    server = _Server(uvicorn.Config(create_app(settings), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+    listener = socket.create_server((HOST, 0))  # bound here, so that nobody else takes the port meanwhile
+    server = _Server(uvicorn.Config(create_app(settings), log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+        until(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive()
+        url = f"http://{HOST}:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_SECONDS) as client:
             yield client
     finally:
         server.should_exit = True

@@ -1,6 +1,7 @@
 """A receiver of webhooks: a real server on loopback, which verifies what it gets and answers as it is told."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import uvicorn
 from standardwebhooks import Webhook
 
-from worker.redis_server import free_port
+from tests.waiting import until
+from worker.redis_server import HOST
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Answer:
     body: bytes = b"thanks"
     repeat: int = 1
     content_after_seconds: float = 0
+    held: threading.Event | None = None
+    """Before it is set, there is no answer."""
 
 
 @dataclass
@@ -58,12 +62,9 @@ class Receiver:
     def answer(self, *answers: Answer, path: str = "") -> None:
         self.answers[path] = list(answers)
 
-    def wait(self, count: int, seconds: float = 20) -> list[Received]:
+    def wait(self, count: int) -> list[Received]:
         """The first `count` that it has received."""
-        end = time.monotonic() + seconds
-        while len(self.received) < count:
-            assert time.monotonic() < end, f"{len(self.received)} of {count} have come"
-            time.sleep(0.01)
+        until(lambda: len(self.received) >= count, lambda: f"{len(self.received)} of {count} have come")
         return self.received[:count]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -84,6 +85,8 @@ class Receiver:
         waiting = self.answers.get(path) or self.answers.get("") or [Answer()]
         answer = waiting.pop(0)
         try:
+            if answer.held is not None:
+                await asyncio.to_thread(answer.held.wait)
             await asyncio.sleep(answer.after_seconds)
         finally:
             self._at_once -= 1
@@ -97,22 +100,21 @@ class Receiver:
 @contextmanager
 def receiving(certificate: Path | None = None) -> Iterator[Receiver]:
     """With a certificate, a PEM file that has its key, too, it speaks TLS."""
-    receiver = Receiver(free_port())
+    listener = socket.create_server((HOST, 0))
+    receiver = Receiver(listener.getsockname()[1])
     config = uvicorn.Config(
         receiver,
-        port=receiver.port,
         log_level="critical",
         lifespan="off",
         timeout_graceful_shutdown=1,
         ssl_certfile=certificate,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        until(lambda: server.started or not thread.is_alive())
+        assert thread.is_alive()
         yield receiver
     finally:
         server.should_exit = True

@@ -3,9 +3,8 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 
 from flowpp.data import build_image_set
+from tests.waiting import PATIENCE_SECONDS, until
 from worker import child
 from worker.jobs import Progress
 from worker.keys import NewKey
@@ -81,7 +81,7 @@ def serving(redis_server: RedisServer, saved_model: Path, directory: Path) -> It
         finally:
             done.set()
             worker.join()
-            child.stop(api, 10)
+            child.stop(api, PATIENCE_SECONDS)
 
 
 def populate(service: Service, saved_model: Path, directory: Path) -> dict[str, list[str]]:
@@ -125,13 +125,9 @@ def finish_all(service: Service, done: threading.Event) -> None:
 
 
 def await_answer(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{url}/healthz", trust_env=False)
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return bool(httpx.get(f"{url}/healthz", trust_env=False))
+        return False
+
+    until(answers, f"{url} does not answer")

@@ -12,6 +12,7 @@ import pytest
 from api.client import AsyncClient, Client, Job, ProblemError, Unreachable
 from api.stack import Stack
 from flowpp.data import encode_png
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_the_whole_way_awaited(stack: Stack, trained: Job, archive: Path, images: np.ndarray, tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_the_whole_way_awaited(stack: Stack, trained: Job, archive: Path, images
             scores = await asyncio.gather(
                 *(
                     client.likelihood_jobs.create(
-                        model=trained.id, images=[("a.png", encode_png(image))], metadata={"n": str(n)}, wait=30
+                        model=trained.id, images=[("a.png", encode_png(image))], metadata={"n": str(n)}, wait=60
                     )
                     for n, image in enumerate(images[:4])
                 )
@@ -34,7 +35,7 @@ def test_the_whole_way_awaited(stack: Stack, trained: Job, archive: Path, images
             assert [score.status for score in scores] == ["succeeded"] * 4
             assert [score.metadata for score in scores] == [{"n": str(n)} for n in range(4)]
             samples = await client.sampling_jobs.create(model=trained.id, num_samples=2)
-            assert (await client.jobs.wait(samples.id, timeout=60)).status == "succeeded"
+            assert (await client.jobs.wait(samples.id, timeout=PATIENCE_SECONDS)).status == "succeeded"
             grid = await client.jobs.download(samples.id, "grid.png", tmp_path / "grid.png")
             assert grid.read_bytes().startswith(b"\x89PNG")
             await client.datasets.delete(dataset.id)

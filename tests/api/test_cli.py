@@ -5,8 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +21,7 @@ from flowpp import FlowPP
 from flowpp.data import encode_png
 from flowpp.images import SUFFIXES
 from tests.api.busy_server import JOB, Reply, busy_server
+from tests.waiting import until
 from worker.jobs import JobStatus
 from worker.redis_server import free_port
 
@@ -30,7 +29,7 @@ from worker.redis_server import free_port
 def flowpp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from api.cli import main; main()", *map(str, arguments)]
     own = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=own)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=own)
 
 
 def printed(*arguments: str | Path) -> Any:
@@ -403,10 +402,3 @@ def test_completion_is_installed_where_bash_finds_it(tmp_path: Path) -> None:
         env={**os.environ, **own},
     )
     assert registered.stdout == "complete -o default -F _flowpp_completion flowpp\n"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -14,6 +14,7 @@ from api.client import Client, ClientError, Job, ProblemError, Unreachable
 from api.stack import Stack
 from flowpp.data import build_image_set, decode_image, encode_png
 from tests.api.cutting_proxy import cutting_proxy
+from tests.waiting import PATIENCE_SECONDS
 from worker import child
 from worker.redis_server import free_port
 from worker.requests import TrainingRequest
@@ -133,7 +134,7 @@ def test_a_stream_outlives_the_api_that_is_killed_and_started_again(service: Ser
 
     api = serve()
     try:
-        with Client(f"http://127.0.0.1:{port}", max_retries=8) as client:
+        with Client(f"http://127.0.0.1:{port}", max_retries=20) as client:
             events = client.jobs.events(job.id)
             assert [next(events).data["status"] for _ in range(2)] == ["queued", "running"]
             service.events.append(claimed, "metrics", {"step": 1})
@@ -147,7 +148,7 @@ def test_a_stream_outlives_the_api_that_is_killed_and_started_again(service: Ser
             service.jobs.end(claimed, "stopped")
             assert [event.data.get("status") for event in events] == ["cancelling", "cancelled"]
     finally:
-        child.stop(api, 5)
+        child.stop(api, PATIENCE_SECONDS)
 
 
 def test_what_a_job_tells_is_typed(client: Client, trained: Job) -> None:
@@ -170,9 +171,9 @@ def test_what_a_job_tells_is_typed(client: Client, trained: Job) -> None:
 def test_jobs_are_found_by_their_metadata_images_sent_or_not(client: Client, trained: Job, images: np.ndarray) -> None:
     files = [(f"{index}.png", encode_png(image)) for index, image in enumerate(images[:2])]
     mine = {"experiment [1]": "a=b & ü"}
-    scored = client.likelihood_jobs.create(model=trained.id, images=files, metadata=mine, wait=30)
-    between = client.sampling_jobs.interpolate(model=trained.id, images=files, num_samples=3, metadata=mine, wait=30)
-    drawn = client.sampling_jobs.create(model=trained.id, num_samples=1, metadata=mine, wait=30)
+    scored = client.likelihood_jobs.create(model=trained.id, images=files, metadata=mine, wait=60)
+    between = client.sampling_jobs.interpolate(model=trained.id, images=files, num_samples=3, metadata=mine, wait=60)
+    drawn = client.sampling_jobs.create(model=trained.id, num_samples=1, metadata=mine, wait=60)
     assert [job.status for job in (scored, between, drawn)] == ["succeeded"] * 3, "they were waited for"
     found = [job.id for job in client.jobs.list(metadata=mine)]
     assert found == [drawn.id, between.id, scored.id]
@@ -196,7 +197,7 @@ def test_a_deleted_checkpoint_is_gone(client: Client, trained: Job) -> None:
     job = client.training_jobs.create(
         dataset=trained.request["dataset"], model={"preset": "tiny"}, training={"steps": 2}
     )
-    assert client.jobs.wait(job.id, timeout=60).status == "succeeded"
+    assert client.jobs.wait(job.id, timeout=PATIENCE_SECONDS).status == "succeeded"
     (checkpoint,) = client.checkpoints.list(job=job.id)
     client.checkpoints.delete(checkpoint.id)
     assert list(client.checkpoints.list(job=job.id)) == []
@@ -204,13 +205,13 @@ def test_a_deleted_checkpoint_is_gone(client: Client, trained: Job) -> None:
 
 def test_likelihood_and_samples_by_http_only(client: Client, trained: Job, images: np.ndarray, tmp_path: Path) -> None:
     files = [(f"{index}.png", encode_png(image)) for index, image in enumerate(images[32:])]
-    score = client.jobs.wait(client.likelihood_jobs.create(model=trained.id, images=files).id, timeout=60)
+    score = client.jobs.wait(client.likelihood_jobs.create(model=trained.id, images=files).id, timeout=PATIENCE_SECONDS)
     assert score.status == "succeeded", score
     assert score.result is not None
     assert 0 < score.result["bits_per_dim"] < 20
 
     job = client.sampling_jobs.create(model=trained.id, num_samples=4, seed=1)
-    assert client.jobs.wait(job.id, timeout=60).status == "succeeded"
+    assert client.jobs.wait(job.id, timeout=PATIENCE_SECONDS).status == "succeeded"
     grid = client.jobs.download(job.id, "grid.png", tmp_path / "deep" / "grid.png")
     with Image.open(grid) as image:
         assert min(image.size) >= 2 * 32
@@ -225,7 +226,7 @@ def test_a_job_that_lasts_longer_than_one_waits_raises(client: Client, trained: 
     with pytest.raises(TimeoutError, match=job.id):
         client.jobs.wait(job.id, timeout=0.2)
     client.jobs.cancel(job.id)
-    assert client.jobs.wait(job.id, timeout=60).status == "cancelled"
+    assert client.jobs.wait(job.id, timeout=PATIENCE_SECONDS).status == "cancelled"
 
 
 def test_a_checkpoint_downloads_whole(client: Client, trained: Job, tmp_path: Path) -> None:

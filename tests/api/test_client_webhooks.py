@@ -1,7 +1,6 @@
 """Webhooks by the Python clients and by the `flowpp` command, down to what a receiver gets."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from tests.api.conftest import Serve
 from tests.api.receiver import Receiver, receiving
 from tests.api.test_cli import flowpp, lines, printed
 from tests.api.test_webhooks import LOOPBACK
+from tests.waiting import until
 from worker.service import Service
 
 
@@ -29,11 +29,11 @@ def url(service: Service, serve: Serve) -> Iterator[str]:
 
 def settled(client: Client, webhook_id: str) -> Delivery:
     """The last delivery, when it is over."""
-    end = time.monotonic() + 20
-    while (last := client.webhooks.deliveries(webhook_id)[0]).status == "pending":
-        assert time.monotonic() < end, last
-        time.sleep(0.02)
-    return last
+
+    def last() -> Delivery:
+        return client.webhooks.deliveries(webhook_id)[0]
+
+    return until(lambda: found if (found := last()).status != "pending" else None, last)
 
 
 def test_a_webhook_is_made_listed_pinged_and_deleted(url: str, receiver: Receiver) -> None:

@@ -20,6 +20,7 @@ from flowpp.data import encode_png
 from tests.api.conftest import Serve
 from tests.api.served import await_answer
 from tests.api.test_intake import files_below
+from tests.waiting import PATIENCE_SECONDS, until
 from worker import child
 from worker.jobs import NewJob, new_job_id
 from worker.redis_server import HOST, free_port
@@ -201,7 +202,7 @@ def test_a_body_that_stops_coming_is_given_up(
     monkeypatch.setattr(intake, "SLOW_SECONDS", 0.5)
     host, port = http.base_url.host, http.base_url.port
     head = f"POST /v1/datasets HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
-    with socket.create_connection((host, port), timeout=10) as connection:
+    with socket.create_connection((host, port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 408")
@@ -211,19 +212,20 @@ def test_a_body_that_stops_coming_is_given_up(
 def test_a_body_that_trickles_is_given_up(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "SLOW_SECONDS", 0.5)
 
+    pieces = iter(range(10 * PATIENCE_SECONDS))
+
     def body() -> Iterator[bytes]:
-        for _ in range(40):
+        for _ in pieces:
             yield b" "
             time.sleep(0.1)
 
-    start = time.monotonic()
     try:
         response = http.post("/v1/training-jobs", content=body(), headers=JSON)
     except httpx.TransportError:  # the server closed before we had sent all: as good an answer
         pass
     else:
         assert response.json()["code"] == "body_too_slow"
-    assert time.monotonic() - start < 3
+    assert next(pieces, None) is not None, "all of it was received"
 
 
 def test_only_so_many_large_uploads_are_received_at_once(service: Service, serve: Serve) -> None:
@@ -236,7 +238,7 @@ def test_only_so_many_large_uploads_are_received_at_once(service: Service, serve
     def held() -> Iterator[bytes]:
         yield head + bytes(2**21)
         started.set()
-        release.wait(20)
+        release.wait(PATIENCE_SECONDS)
         yield b"\r\n--b--\r\n"
 
     def post_held() -> httpx.Response:
@@ -247,13 +249,14 @@ def test_only_so_many_large_uploads_are_received_at_once(service: Service, serve
     with serve(settings) as http, ThreadPoolExecutor() as pool:
         first = pool.submit(post_held)
         try:
-            started.wait(20)
-            deadline = time.monotonic() + 20
-            while True:
+            started.wait(PATIENCE_SECONDS)
+
+            def second() -> httpx.Response | None:
                 time.sleep(0.5)  # so that the other, which is on its way, comes in before
                 response = http.post("/v1/datasets", content=head + bytes(2**21), headers=headers)
-                if response.status_code == 503 or time.monotonic() > deadline:
-                    break
+                return response if response.status_code == 503 else None
+
+            response = until(second)
             assert (response.status_code, response.json()["code"]) == (503, "too_many_uploads")
             assert int(response.headers["retry-after"]) > 0
             small = http.post("/v1/datasets", files={"file": ("a.png", PNG)})
@@ -270,13 +273,13 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing(
 ) -> None:
     host, port = http.base_url.host, http.base_url.port
     head = f"POST /v1/datasets HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100000\r\n"
-    with socket.create_connection((host, port), timeout=10) as connection:
+    with socket.create_connection((host, port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
         time.sleep(0.2)
     time.sleep(0.5)
     assert http.get("/healthz").status_code == 200
+    until(lambda: files_below(service.settings.data_directory) == [])
     assert not [record for record in caplog.records if record.exc_info]
-    assert files_below(service.settings.data_directory) == []
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_path: Path) -> None:
@@ -299,7 +302,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_p
     content = np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), np.uint8)  # 1.8 MB
     np.save(tmp_path / "images.npy", content)
     try:
-        with httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=30) as http:
+        with httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=PATIENCE_SECONDS) as http:
             await_answer(str(http.base_url))
             with (tmp_path / "images.npy").open("rb") as file:
                 response = http.post("/v1/datasets", files={"file": file})
@@ -309,4 +312,4 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(service: Service, tmp_p
         assert files_below(temporary) == []
         assert "Traceback" not in log.read_text()
     finally:
-        child.stop(api, 10)
+        child.stop(api, PATIENCE_SECONDS)

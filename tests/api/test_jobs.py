@@ -16,6 +16,7 @@ import pytest
 from api.client import Client
 from flowpp.data import build_image_set, encode_png
 from tests.api.conftest import Serve
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.datasets import Dataset
 from worker.jobs import JobError, NewJob, Progress, new_job_id
 from worker.models import Checkpoint
@@ -319,10 +320,7 @@ def test_a_job_that_runs_is_cancelled_before_it_is_deleted(
         response = http.delete(f"/v1/jobs/{job}")
         assert (response.status_code, response.json()["id"], response.json()["status"]) == (202, job, "cancelling")
     service.jobs.end(held, "stopped")
-    deadline = time.monotonic() + 10
-    while http.get(f"/v1/jobs/{job}").status_code != 404:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: http.get(f"/v1/jobs/{job}").status_code == 404)
     assert http.delete(f"/v1/jobs/{job}").status_code == 404
 
 
@@ -339,7 +337,7 @@ def test_prefer_wait_answers_202_when_the_time_is_over(http: httpx.Client, check
     assert response.status_code == 202
     assert response.headers["location"] == f"/v1/jobs/{response.json()['id']}"
     assert "retry-after" in response.headers
-    assert 1 <= time.monotonic() - start < 10
+    assert time.monotonic() - start >= 1
 
 
 def test_prefer_wait_answers_200_with_the_result_that_comes_in_time(
@@ -352,7 +350,7 @@ def test_prefer_wait_answers_200_with_the_result_that_comes_in_time(
 
     worker = threading.Thread(target=work)
     worker.start()
-    response = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}, headers={"Prefer": "wait=20"})
+    response = http.post("/v1/sampling-jobs", json={"model": checkpoint.id}, headers={"Prefer": "wait=60"})
     worker.join()
     assert (response.status_code, response.json()["status"]) == (200, "succeeded")
     assert response.json()["result"] == {"num_samples": 16}
@@ -447,7 +445,7 @@ def test_a_stream_is_live(http: httpx.Client, service: Service, dataset: Dataset
     (job,) = service.jobs.claim("training", "worker-1")
     service.events.append(job, "log", {"line": "hello"})
     service.jobs.end(job, "succeeded")
-    reader.join(timeout=20)
+    reader.join(PATIENCE_SECONDS)
     assert [event["type"] for event in seen] == ["status", "status", "log", "status"]
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ import pytest
 from numpy.lib import format as npy
 
 from flowpp.data import encode_png
+from tests.api.served import await_answer
+from tests.waiting import PATIENCE_SECONDS
 from worker.redis_server import RedisServer, free_port
 from worker.settings import MAX_ZIP_ENTRIES
 
 MOST_BYTES = 200_000_000
 """Of the whole process: its peak resident set, mapped files included."""
-
-PATIENCE_SECONDS = 60
 
 
 @contextmanager
@@ -39,16 +38,8 @@ def api(redis: RedisServer, data: Path) -> Iterator[tuple[httpx.Client, int]]:
     command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
     process = subprocess.Popen([*command, "--log-level", "warning"], env=environment)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=600) as client:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while True:
-                try:
-                    client.get("/healthz").raise_for_status()
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE_SECONDS) as client:
+            await_answer(f"http://127.0.0.1:{port}")
             yield client, process.pid
     finally:
         process.terminate()

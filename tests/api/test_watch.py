@@ -10,8 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ from api.client import Client, Event, Job
 from api.curve import draw
 from api.stack import Stack
 from api.watch import Figures
+from tests.waiting import PATIENCE_SECONDS, until
 
 BRAILLE = re.compile("[\u2801-\u28ff]")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -79,13 +79,6 @@ def terminal(*arguments: str, columns: int = 100, rows: int = 30, **environment:
         os.close(control)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_tables_have_names_above_their_columns_on_a_terminal(stack: Stack, trained: Job) -> None:
     heads = {
         ("presets", "list"): "preset description",
@@ -94,13 +87,13 @@ def test_tables_have_names_above_their_columns_on_a_terminal(stack: Stack, train
     }
     for command, head in heads.items():
         with terminal(*command, "--url", stack.url) as seen:
-            assert seen.process.wait(60) == 0
+            assert seen.process.wait(PATIENCE_SECONDS) == 0
         assert seen.lines()[0].split() == head.split()
 
 
 def test_a_curve_and_a_bar_are_drawn_and_stay_when_the_job_has_ended(stack: Stack, trained: Job) -> None:
     with terminal("jobs", "watch", trained.id, FLOWPP_URL=stack.url) as seen:
-        assert seen.process.wait(60) == 0
+        assert seen.process.wait(PATIENCE_SECONDS) == 0
     last = seen.lines()[-26:]
     assert sum(bool(BRAILLE.search(line)) for line in last) > 4
     assert any("train" in line and "validation" in line and "images/s" in line for line in last)
@@ -126,18 +119,18 @@ def test_a_watched_job_resizes_with_its_terminal_and_goes_on_after_ctrl_c(
         seen.resize(columns=120, rows=40)
         until(lambda: bool(BRAILLE.search(seen.text[begin:])))
         seen.process.send_signal(signal.SIGINT)
-        assert seen.process.wait(20) == 130
+        assert seen.process.wait(PATIENCE_SECONDS) == 130
         (job,) = re.findall(r"^job_[0-9a-f]{24}", CONTROL.sub("", seen.text), re.MULTILINE)[:1]
     assert f"job {job} goes on. Watch it with `flowpp jobs watch {job}`" in " ".join(seen.lines())
     assert client.jobs.get(job).status == "running"
     client.jobs.cancel(job)
-    assert client.jobs.wait(job, timeout=60).status == "cancelled"
+    assert client.jobs.wait(job, timeout=PATIENCE_SECONDS).status == "cancelled"
 
 
 def test_a_job_without_steps_shows_how_many_images_are_done(stack: Stack, client: Client, trained: Job) -> None:
     job = client.sampling_jobs.create(model=trained.id, num_samples=4, wait=30)
     with terminal("jobs", "watch", job.id, FLOWPP_URL=stack.url) as seen:
-        assert seen.process.wait(60) == 0
+        assert seen.process.wait(PATIENCE_SECONDS) == 0
     assert any(line.startswith("succeeded") and "4/4" in line for line in seen.lines()[-4:])
 
 
@@ -145,7 +138,7 @@ def test_a_job_without_steps_shows_how_many_images_are_done(stack: Stack, client
 def test_there_is_no_curve_where_it_cannot_be_seen(environment: dict[str, str], stack: Stack, trained: Job) -> None:
     columns = int(environment.pop("columns", 100))
     with terminal("jobs", "watch", trained.id, columns=columns, FLOWPP_URL=stack.url, **environment) as seen:
-        assert seen.process.wait(60) == 0
+        assert seen.process.wait(PATIENCE_SECONDS) == 0
     assert not BRAILLE.search(seen.text)
     assert "20/20" in seen.text
 

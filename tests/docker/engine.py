@@ -20,6 +20,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.environment import INHERITED
+
 ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).with_name("stand_ins")
 PYTHON = "python:3.11.15-slim-bookworm"
@@ -44,7 +46,7 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"DOCKER_BUILDKIT": "1"} | ({"DOCKER_HOST": self.host} if self.host else {})
+        return INHERITED | {"DOCKER_BUILDKIT": "1"} | ({"DOCKER_HOST": self.host} if self.host else {})
 
     def docker(self, *arguments: str, check: bool = True, **given: Any) -> subprocess.CompletedProcess[str]:
         """Raises `CalledProcessError`, whose output is shown."""
@@ -125,7 +127,7 @@ class Engine:
         """The URL of an index that has the build of torch that this machine's pip takes."""
         index = self.place / "index"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(index / "torch")]
-        subprocess.run([*command, "--requirement", str(ROOT / "requirements-torch.txt")], check=True)
+        subprocess.run([*command, "--requirement", str(ROOT / "requirements-torch.txt")], check=True, env=INHERITED)
         server = ThreadingHTTPServer((gateway, 0), partial(_Quiet, directory=str(index)))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://{gateway}:{server.server_port}/"

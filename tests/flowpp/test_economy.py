@@ -20,6 +20,7 @@ from flowpp.learner import Learner
 from flowpp.likelihood import to_symbols
 from flowpp.memory import Memory, advice, count_parameters, estimate, micro_batch
 from flowpp.model import FlowPP
+from flowpp.native import kernels
 from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.processes import Processes
 from flowpp.weights import load_model
@@ -138,6 +139,7 @@ def test_the_estimate_of_what_an_image_takes_is_near_what_autograd_keeps(
     model = FlowPP(config).train()
     model.fuse(fused)
     measured = kept_bytes(model, 2) - kept_bytes(model, 1)
+    fused = fused and kernels(torch.float32) is not None
     estimated = estimate(config, TrainingConfig(compile=fused)).per_image
     wide = (3 if fused else 14) * config.components if config.coupling == "mixture" else 0
     temporary = 4 * wide * largest_half(config)

@@ -4,7 +4,8 @@ import torch
 from _pytest.terminal import TerminalReporter
 
 from benchmarks.results import table, write_section
-from tests.service.house import CHECKPOINT_EVERY, FAULTS, LEASE_SECONDS, STEPS
+from tests.service.house import CHECKPOINT_EVERY, FAULTS, STEPS
+from tests.waiting import LEASE_SECONDS
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

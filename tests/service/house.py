@@ -23,6 +23,7 @@ import pytest
 from flowpp.checkpoint import MODEL
 from flowpp.data import build_image_set
 from flowpp.run_directory import RunDirectory
+from tests.waiting import LEASE_SECONDS, PATIENCE_SECONDS
 from worker import child
 from worker.datasets import Dataset
 from worker.events import Event
@@ -33,8 +34,9 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.submission import submit_training
 
-LEASE_SECONDS = 3
-BOUND_SECONDS = 60
+GRACE_SECONDS = 60
+"""From SIGTERM to SIGKILL of a training process: many times what it takes to end on a busy core."""
+
 STEPS, CHECKPOINT_EVERY = 80, 10
 
 
@@ -62,6 +64,7 @@ class House:
             "FLOWPP_REDIS_URL": self.redis.url,
             "FLOWPP_DATA_DIRECTORY": str(self.settings.data_directory),
             "FLOWPP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FLOWPP_GRACE_SECONDS": str(GRACE_SECONDS),
             "FLOWPP_AUTHENTICATION": "false",
             "OMP_NUM_THREADS": "1",
         }
@@ -75,7 +78,7 @@ class House:
     def keep_one_worker(self) -> None:
         """The last one started, so that a fault of it is a fault of whoever has the job."""
         for worker in self.workers[:-1]:
-            child.stop(worker, 20)
+            child.stop(worker, PATIENCE_SECONDS)
 
     def start_redis(self) -> None:
         with self.clock.over_children():
@@ -112,7 +115,7 @@ class House:
         request = {"dataset": dataset.id, "model": {"preset": "tiny", "dropout": 0.1}, "training": training}
         return submit_training(self.service, TrainingRequest.model_validate(request))
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = BOUND_SECONDS) -> float:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> float:
         """Seconds until it holds."""
         start = time.monotonic()
         while not condition():
@@ -174,11 +177,11 @@ class House:
 
     def stop(self) -> None:
         if self.api is not None:
-            child.stop(self.api, 20)
+            child.stop(self.api, PATIENCE_SECONDS)
         for worker in self.workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGCONT)
-            child.stop(worker, 20)
+            child.stop(worker, PATIENCE_SECONDS)
         self.service.close()
         self.redis.stop()
 
@@ -227,7 +230,7 @@ def kill_the_training_process(house: House, job: object) -> None:
 def kill_the_worker(house: House, job: Job) -> None:
     house.workers[-1].kill()
     house.workers[-1].wait()
-    house.until(lambda: not house.training_processes(), "the training process outlives its worker", 10)
+    house.until(lambda: not house.training_processes(), "the training process outlives its worker")
     house.start_worker()
 
 
@@ -242,7 +245,7 @@ def stop_the_worker_past_its_lease(house: House, job: Job) -> None:
     stopped = house.workers[-1]
     stopped.send_signal(signal.SIGSTOP)
     house.start_worker()
-    house.until(lambda: house.service.jobs.get(job.id).attempt == 2, "nobody takes the job over", 30)
+    house.until(lambda: house.service.jobs.get(job.id).attempt == 2, "nobody takes the job over")
     house.until(lambda: house.step(job) > 30, "the second attempt does not go on")
     stopped.send_signal(signal.SIGCONT)  # and finds that it has lost the job
 
@@ -296,7 +299,7 @@ def kill_the_api(house: House, job: Job) -> float:
 
 def fill_the_disk_of_the_runs(house: House, job: Job) -> float:
     """The job goes on with a worker whose run directories are on a small disk of their own, and that is filled."""
-    child.stop(house.workers[-1], 20)
+    child.stop(house.workers[-1], PATIENCE_SECONDS)
     runs = house.settings.data_directory / "runs"
     mount = f"mount -t tmpfs -o size=16m tmpfs {runs}"
     tool = shutil.which("unshare")

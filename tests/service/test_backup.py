@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 
 from api.stack import Stack
 from tests.service.visitor import Visitor, flowpp, key, wait_until_recorded
+from tests.waiting import PATIENCE_SECONDS, until
 
 RESTORE = Path(__file__).parents[2] / "examples" / "restore.sh"
 TINY = {"preset": "tiny"}
@@ -22,11 +22,10 @@ def restore(backup: Path, data: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", RESTORE, backup, data]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}, timeout=120
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path}, timeout=PATIENCE_SECONDS
     )
 
 
-@pytest.mark.timeout(300)
 def test_a_backup_made_beside_the_service_is_restored_on_an_empty_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,8 +78,9 @@ def of_all(place: str) -> bool:
 
 def wait_for_steps_beyond(http: httpx.Client, job: str, steps: int) -> None:
     """Returns when it has told more, each once."""
-    deadline = time.monotonic() + 60
-    while len(told := http.get(f"/v1/jobs/{job}/metrics").json()["columns"].get("step", [])) <= steps:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def told_now() -> list[int]:
+        return http.get(f"/v1/jobs/{job}/metrics").json()["columns"].get("step", [])
+
+    told = until(lambda: found if len(found := told_now()) > steps else None)
     assert told == sorted(set(told)), "none twice; those between the backup of the job and of its checkpoint are lost"

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.service.house import FAULTS, STEPS, House
+from tests.service.suspension import caught, resume
 from worker.datasets import Dataset
+from worker.jobs import Job
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,9 @@ def quiet(house: House, dataset: Dataset) -> str:
     return house.weights(job)
 
 
+DEADLY = {"SIGKILL of the training process", "SIGKILL of the worker", "SIGKILL of both", "newest checkpoint damaged"}
+"""Faults that end the training process, which is held still until then."""
+
 QUICK = {"SIGKILL of both", "newest checkpoint damaged"}
 CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.faults, id=name) for name in FAULTS]
 
@@ -45,9 +50,14 @@ def test_a_job_ends_as_if_nothing_had_happened(
     house: House, dataset: Dataset, quiet: str, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     house.keep_one_worker()
-    job = house.submit(dataset)
-    house.until(lambda: len(house.service.checkpoints.of_job(job.id)) >= 2 and house.step(job) > 20, "no checkpoints")
+
+    def stored(job: Job) -> bool:
+        return len(house.service.checkpoints.of_job(job.id)) >= 2 and house.step(job) > 20
+
+    job, processes = caught(house.service, lambda: house.submit(dataset), stored, house.training_processes)
     reached, struck = house.step(job), time.time()
+    if name not in DEADLY:
+        resume(processes)
     try:
         recovered = FAULTS[name](house, job)
         job = house.finished(job)
@@ -66,7 +76,7 @@ def test_a_job_ends_as_if_nothing_had_happened(
     with house.service.store.open(job.artifacts, "metrics.jsonl") as file:
         assert len(file.read().splitlines()) == STEPS
     house.service.store.verify(job.artifacts)
-    house.until(lambda: not house.training_processes(), "a process is left", 10)
+    house.until(lambda: not house.training_processes(), "a process is left")
 
     if recovered is None:
         recovered = house.recovery(job, struck)

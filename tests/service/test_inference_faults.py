@@ -1,11 +1,9 @@
 """Inference workers that are killed while they answer: no request is lost, and none is answered twice."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from flowpp import FlowPP
 from flowpp.likelihood import likelihood
 from flowpp.presets import resolve_model
+from tests.waiting import LEASE_SECONDS, PATIENCE_SECONDS, until
 from worker import child, presence
 from worker.jobs import TERMINAL
 from worker.redis_server import RedisServer
@@ -22,8 +21,6 @@ from worker.requests import LikelihoodRequest
 from worker.service import Service
 from worker.settings import Settings
 from worker.submission import prepare_likelihood, submit_one
-
-LEASE_SECONDS = 2
 
 
 class Workers:
@@ -48,16 +45,25 @@ class Workers:
         log = self._directory / f"worker-{self._started}.log"
         return child.start([sys.executable, "-m", "worker", "inference"], log, self._environment)
 
-    def kill_one(self) -> None:
-        """SIGKILL to one that holds requests, and starts another."""
-        index = random.randrange(2)
-        self.processes[index].send_signal(signal.SIGKILL)
-        self.processes[index].wait()
-        self.processes[index] = self._start()
+    def kill_one(self, service: Service) -> bool:
+        """SIGKILL to one that holds a request, and starts another. False if neither holds one at the moment."""
+        for job in service.jobs.page(status="running").data:
+            [*_, claimed] = [event for event in service.events.page(job.id).data if "worker" in event.data]
+            for index, process in enumerate(self.processes):
+                if claimed.data["worker"].endswith(f"-{process.pid}"):
+                    process.send_signal(signal.SIGSTOP)
+                    if held := service.jobs.get(job.id) == job:
+                        process.kill()
+                        process.wait()
+                        self.processes[index] = self._start()
+                    else:  # it had just been answered
+                        process.send_signal(signal.SIGCONT)
+                    return held
+        return False
 
     def stop(self) -> None:
         for process in self.processes:
-            child.stop(process, 20)
+            child.stop(process, PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -76,17 +82,13 @@ def test_killed_inference_workers_lose_no_request_and_answer_none_twice(
 ) -> None:
     import torch
 
-    random.seed(0)
     model = FlowPP(resolve_model("tiny", {}, (3, 8, 8)))
     model.initialize(torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8))
     model.save(tmp_path / "model")
     checkpoint = service.checkpoints.register(tmp_path / "model")
     workers = Workers(service.settings, tmp_path)
     try:
-        deadline = time.monotonic() + 120
-        while presence.count(service.redis, "inference") < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: presence.count(service.redis, "inference") == 2, "no workers")
         images = np.random.default_rng(0).integers(0, 256, (requests, 1, 8, 8, 3), np.uint8)
         jobs = [
             submit_one(
@@ -96,13 +98,13 @@ def test_killed_inference_workers_lose_no_request_and_answer_none_twice(
             for each in images
         ]
         for kill in range(1, kills + 1):
-            while sum(service.jobs.get(job.id).finished for job in jobs) < requests * kill // (kills + 2):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            workers.kill_one()
-        while not all(service.jobs.get(job.id).finished for job in jobs):
-            assert time.monotonic() < deadline, child.tail(tmp_path / "worker-1.log")
-            time.sleep(0.05)
+            least = requests * kill // (kills + 2)
+            until(lambda least=least: sum(service.jobs.get(job.id).finished for job in jobs) >= least)
+            until(lambda: workers.kill_one(service), "no worker holds a request")
+        until(
+            lambda: all(service.jobs.get(job.id).finished for job in jobs),
+            lambda: child.tail(tmp_path / "worker-1.log"),
+        )
     finally:
         workers.stop()
     attempts = 0

@@ -18,6 +18,8 @@ from flowpp.checkpoint import verify
 from flowpp.data import build_image_set, content_sha256
 from flowpp.likelihood import likelihood
 from flowpp.sampling import decode, sample
+from tests.service.suspension import caught, resume, resume_when_told_to_end
+from tests.waiting import LEASE_SECONDS, PATIENCE_SECONDS, until
 from worker import child, submission
 from worker.datasets import Dataset
 from worker.jobs import Job
@@ -28,7 +30,6 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.submission import prepare_likelihood, prepare_sampling, submit_one
 
-PATIENCE_SECONDS = 60
 ENDLESS = 1_000_000
 
 
@@ -43,6 +44,8 @@ class Workers:
             "FLOWPP_REDIS_URL": settings.redis_url,
             "FLOWPP_DATA_DIRECTORY": str(settings.data_directory),
             "FLOWPP_LEASE_SECONDS": str(settings.lease_seconds),
+            "FLOWPP_GRACE_SECONDS": str(PATIENCE_SECONDS),
+            "FLOWPP_MAX_PROCESSES": str(settings.max_processes),
             "OMP_NUM_THREADS": "1",
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -62,14 +65,14 @@ class Workers:
 
     def stop(self) -> None:
         for process in self.processes.values():
-            child.stop(process, 30)
+            child.stop(process, PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         data = tmp_path_factory.mktemp("service") / "data"
-        yield Settings(redis_url=server.url, data_directory=data, lease_seconds=3)
+        yield Settings(redis_url=server.url, data_directory=data, lease_seconds=LEASE_SECONDS, max_processes=2)
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +119,8 @@ def submit_training(service: Service, dataset: Dataset, **training: int) -> Job:
     return submission.submit_training(service, TrainingRequest.model_validate(request))
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def until_status(service: Service, job_id: str, *statuses: str) -> Job:
-    until(lambda: service.jobs.get(job_id).status in statuses, f"{service.jobs.get(job_id)} is not {statuses}")
+    until(lambda: service.jobs.get(job_id).status in statuses, lambda: f"{service.jobs.get(job_id)} is not {statuses}")
     return service.jobs.get(job_id)
 
 
@@ -132,8 +128,8 @@ def until_finished(service: Service, job_id: str) -> Job:
     return until_status(service, job_id, "succeeded", "failed", "cancelled")
 
 
-def until_checkpoint(service: Service, job_id: str) -> None:
-    until(lambda: bool(service.checkpoints.of_job(job_id)), f"{service.jobs.get(job_id)} has no checkpoint")
+def has_steps(service: Service) -> Callable[[Job], bool]:
+    return lambda job: len(service.events.metrics(job.id)) >= 3
 
 
 def statuses(service: Service, job: Job) -> list[str]:
@@ -314,11 +310,12 @@ def test_a_job_that_runs_beyond_its_cancel_after_is_cancelled_and_keeps_its_last
 def test_a_paused_job_holds_no_worker_and_goes_on_where_it_was(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
-    job = submit_training(service, dataset, steps=80)
-    until(lambda: len(service.events.metrics(job.id)) >= 3, f"{service.jobs.get(job.id)} has no metrics")
+    job, processes = caught(
+        service, lambda: submit_training(service, dataset, steps=80), has_steps(service), workers.training_processes
+    )
     service.jobs.pause(job.id)
-    paused = until_status(service, job.id, "paused", "succeeded")
-    assert paused.status == "paused"
+    resume_when_told_to_end(processes)
+    assert until_status(service, job.id, "paused", "succeeded").status == "paused"
     other = submit_training(service, dataset, steps=2, warmup_steps=0)
     assert until_finished(service, other.id).status == "succeeded"
     assert service.jobs.get(job.id).status == "paused"
@@ -334,11 +331,16 @@ def test_a_paused_job_holds_no_worker_and_goes_on_where_it_was(
 def test_a_job_of_two_processes_is_killed_tried_again_stopped_and_finished_like_one(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
-    job = submit_training(service, dataset, steps=60, num_processes=2)
-    until_checkpoint(service, job.id)
-    ranks = [process for process in workers.training_processes() if "torch.distributed.run" not in process.cmdline()]
+    job, processes = caught(
+        service,
+        lambda: submit_training(service, dataset, steps=60, num_processes=2),
+        lambda job: service.checkpoints.of_job(job.id),
+        workers.training_processes,
+    )
+    ranks = [process for process in processes if "torch.distributed.run" not in process.cmdline()]
     assert len(ranks) == 2
     ranks[-1].kill()
+    resume(processes)
     until(lambda: service.jobs.get(job.id).attempt == 2, f"{service.jobs.get(job.id)} is not tried again")
     until(lambda: service.events.metrics(job.id)[-1]["step"] >= 30, f"{service.jobs.get(job.id)} does not go on")
     service.jobs.pause(job.id)
@@ -368,9 +370,12 @@ def test_a_damaged_dataset_fails_its_job_and_the_job_says_so(
 def test_a_killed_training_process_is_tried_again_from_its_checkpoint(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
-    job = submit_training(service, dataset, steps=60)
-    until_checkpoint(service, job.id)
-    [process] = workers.training_processes()
+    job, (process,) = caught(
+        service,
+        lambda: submit_training(service, dataset, steps=60),
+        lambda job: service.checkpoints.of_job(job.id),
+        workers.training_processes,
+    )
     process.kill()
     job = until_finished(service, job.id)
     assert (job.status, job.attempt) == ("succeeded", 2), (job, workers.log("training"))
@@ -380,10 +385,12 @@ def test_a_killed_training_process_is_tried_again_from_its_checkpoint(
 def test_a_worker_that_is_told_to_stop_puts_its_job_back_and_exits_0(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
-    job = submit_training(service, dataset, steps=100)
-    until(lambda: len(service.events.metrics(job.id)) >= 3, f"{service.jobs.get(job.id)} has no metrics")
+    job, processes = caught(
+        service, lambda: submit_training(service, dataset, steps=100), has_steps(service), workers.training_processes
+    )
     worker = workers.processes["training"]
     worker.send_signal(signal.SIGTERM)
+    resume_when_told_to_end(processes)
     assert worker.wait(PATIENCE_SECONDS) == 0, workers.log("training")
     job = service.jobs.get(job.id)
     assert (job.status, job.failures) == ("queued", 0)
@@ -397,8 +404,12 @@ def test_a_worker_that_is_told_to_stop_puts_its_job_back_and_exits_0(
 def test_a_killed_worker_leaves_no_process_and_its_job_goes_on_elsewhere(
     service: Service, workers: Workers, dataset: Dataset
 ) -> None:
-    job = submit_training(service, dataset, steps=60)
-    until_checkpoint(service, job.id)
+    job, _ = caught(
+        service,
+        lambda: submit_training(service, dataset, steps=60),
+        lambda job: service.checkpoints.of_job(job.id),
+        workers.training_processes,
+    )
     worker = workers.processes["training"]
     worker.kill()
     worker.wait()
@@ -421,6 +432,6 @@ def test_workers_end_soon_though_redis_is_away(tmp_path: Path) -> None:
             time.sleep(1)
             for process in processes:
                 process.terminate()
-            assert [process.wait(20) for process in processes] == [0, 0]  # a container has a minute
+            assert [process.wait(60) for process in processes] == [0, 0]  # a container has a minute
         finally:
             workers.stop()

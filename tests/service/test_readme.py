@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from api.stack import Stack
@@ -17,7 +16,6 @@ BLOCK = re.compile(r"(?P<skip><!-- not run by the tests: .+? -->\n)?```(?P<langu
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
 
 
-@pytest.mark.timeout(300)
 def test_the_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
     (tmp_path / "reader").mkdir()
     with Stack(tmp_path / "data", port=0) as stack:

@@ -16,6 +16,7 @@ import trustme
 
 from api.stack import Stack
 from flowpp.data import encode_png
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.keys import NewKey
 from worker.redis_server import HOST, RedisServer, free_port
 from worker.service import Service
@@ -45,7 +46,7 @@ class Tls:
 
     def __enter__(self) -> "Tls":
         self._thread.start()
-        assert self._listening.wait(10)
+        assert self._listening.wait(PATIENCE_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,7 +132,7 @@ def test_a_job_of_each_kind_passes_through(
     with (
         Stack(tmp_path / "data", port=0) as stack,
         Service(Settings(redis_url=url, data_directory=stack.data)) as service,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=PATIENCE_SECONDS) as http,
     ):
         http.headers["Authorization"] = f"Bearer {service.keys.create(NewKey(owner='alice'))[1]}"
         dataset = http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())}).json()["id"]
@@ -149,8 +150,7 @@ def test_a_job_of_each_kind_passes_through(
         sampled = http.post("/v1/sampling-jobs", json={"model": training, "num_samples": 1}, headers=wait)
         assert (sampled.status_code, sampled.json()["status"]) == (200, "succeeded")
         assert http.delete(f"/v1/jobs/{training}").status_code == 204
-        bound = service.celery.control.ping(timeout=3)
-        assert len(bound) == 2
+        until(lambda: len(service.celery.control.ping(timeout=3)) == 2, "a worker does not answer")
     denied = {(each["reason"], each["object"]) for each in admin.acl_log()}
     assert denied == set()
 

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from api.stack import Stack
 from flowpp import FlowPP
 from tests.s3 import S3, running_s3
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.rebuilding import rebuild
 from worker.redis_server import RedisServer
 from worker.service import Service
@@ -37,10 +37,11 @@ class Life:
     def job(self, kind: str, **request: Any) -> dict[str, Any]:
         """The finished job."""
         job = self.http.post(f"/v1/{kind}-jobs", json=request).json()
-        deadline = time.monotonic() + 60
-        while (job := self.http.get(f"/v1/jobs/{job['id']}").json())["status"] in ("queued", "running"):
-            assert time.monotonic() < deadline, job
-            time.sleep(0.1)
+
+        def now() -> dict[str, Any]:
+            return self.http.get(f"/v1/jobs/{job['id']}").json()
+
+        job = until(lambda: found if (found := now())["status"] not in ("queued", "running") else None, now)
         assert job["status"] == "succeeded", job
         return job
 
@@ -55,7 +56,10 @@ def test_a_service_over_s3(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     noise = np.random.default_rng(0).integers(0, 32, (40, 8, 8, 3), np.uint8)
     file = io.BytesIO()
     np.save(file, noise + np.linspace(0, 200, 8).astype(np.uint8)[:, None])
-    with Stack(tmp_path / "data", port=0) as stack, httpx.Client(base_url=stack.url, trust_env=False) as http:
+    with (
+        Stack(tmp_path / "data", port=0) as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=PATIENCE_SECONDS) as http,
+    ):
         life = Life(http)
         dataset = http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())}).json()
         sheet = http.get(f"/v1/datasets/{dataset['id']}/contact-sheet").content
@@ -83,7 +87,10 @@ def test_a_service_over_s3(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Service(settings.model_copy(update={"redis_url": server.url})) as service,
     ):
         assert rebuild(service).damaged == []
-    with Stack(tmp_path / "data", port=0) as stack, httpx.Client(base_url=stack.url, trust_env=False) as http:
+    with (
+        Stack(tmp_path / "data", port=0) as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=PATIENCE_SECONDS) as http,
+    ):
         assert [http.get(path).content for path in paths] == before
         assert Life(http).artifacts(sampled) == samples
         for job in (sampled, scored, trained):
@@ -95,8 +102,5 @@ def test_a_service_over_s3(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def wait_until_recorded(stack: Stack) -> None:
     settings = Settings(redis_url=(stack.data / "redis.url").read_text(), data_directory=stack.data)
-    deadline = time.monotonic() + 30
     with Service(settings) as service:
-        while service.redis.exists("flowpp:changed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not service.redis.exists("flowpp:changed"))

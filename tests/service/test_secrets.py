@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from api.stack import Stack
 from examples import photographs
 from flowpp.data import encode_png
 from tests.collector import collecting
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.redis_server import HOST, RedisServer
 
 REDIS_PASSWORD = "redis-Passw0rd-7f3a"
@@ -24,7 +24,6 @@ BASIC = "basic-Passw0rd-20cd"
 WRONG = "Wr0ngSecretOfAKey-55aa"
 
 
-@pytest.mark.timeout(240)
 def test_nothing_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     with RedisServer(tmp_path / "redis", log=tmp_path / "redis.log") as server, collecting(monkeypatch) as collector:
@@ -43,14 +42,15 @@ def test_nothing_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 told.append(f"{response.headers}\n{response.read().decode(errors='replace')}")
 
             with httpx.Client(
-                base_url=stack.url, trust_env=False, timeout=60, event_hooks={"response": [keep]}
+                base_url=stack.url, trust_env=False, timeout=PATIENCE_SECONDS, event_hooks={"response": [keep]}
             ) as http:
                 live(http, token, tmp_path / "data" / "store")
                 send_secrets_where_they_do_not_belong(http, token)
                 server.stop()
                 assert http.get("/readyz").status_code == 503
                 assert http.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code == 503
-                time.sleep(3)  # so that the workers say what they think of it
+                for name in ("training", "inference"):
+                    until(lambda name=name: "Error" in (tmp_path / "data" / "logs" / f"{name}.log").read_text())
     logs = {path.name: path.read_text() for path in (tmp_path / "data" / "logs").iterdir()}
     assert all(log for log in logs.values())
     files = {str(path): path.read_bytes().decode(errors="replace") for path in files_of(tmp_path / "data" / "store")}
@@ -71,8 +71,7 @@ def files_of(directory: Path) -> list[Path]:
 
 def flowpp(*arguments: str, environment: dict[str, str]) -> str:
     command = [sys.executable, "-c", "from api.cli import main; main()", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def live(http: httpx.Client, token: str, store: Path) -> None:
@@ -132,8 +131,7 @@ def send_secrets_where_they_do_not_belong(http: httpx.Client, token: str) -> Non
 
 
 def ended(http: httpx.Client, job: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while (found := http.get(f"/v1/jobs/{job}").json())["status"] not in ("succeeded", "failed"):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-    return dict(found)
+    def now() -> dict[str, Any]:
+        return dict(http.get(f"/v1/jobs/{job}").json())
+
+    return until(lambda: found if (found := now())["status"] in ("succeeded", "failed") else None, now)

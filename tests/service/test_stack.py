@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +16,8 @@ import redis
 
 from api.client import Client
 from api.stack import Stack, StackError
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.redis_server import RedisServer, RedisServerError, free_port
-
-READY_SECONDS = 60
-GONE_SECONDS = 30
 
 
 @pytest.fixture
@@ -47,15 +44,12 @@ class Serve:
         self.family = psutil.Process(self.process.pid).children(recursive=True)
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while "flowpp serves on" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+        until(lambda: "flowpp serves on" in self.log.read_text() or self.process.poll() is not None, self.log.read_text)
+        assert self.process.poll() is None, self.log.read_text()
 
     def survivors(self) -> list[psutil.Process]:
         """The family's members that are still there after a time in which all should have gone."""
-        return psutil.wait_procs(self.family, timeout=GONE_SECONDS)[1]
+        return psutil.wait_procs(self.family, timeout=PATIENCE_SECONDS)[1]
 
     def kill(self) -> None:
         self.process.kill()
@@ -89,14 +83,14 @@ def test_no_process_survives_the_stack_while_it_trains(serve: Serve, tmp_path: P
     serve.look()
     assert any("flowpp" in member.cmdline() and "train" in member.cmdline() for member in serve.family)
     serve.process.send_signal(signum)
-    assert serve.process.wait(GONE_SECONDS) == status, serve.log.read_text()
+    assert serve.process.wait(PATIENCE_SECONDS) == status, serve.log.read_text()
     assert serve.survivors() == []
 
 
 def test_a_child_that_dies_ends_the_stack_and_the_message_shows_its_log(serve: Serve) -> None:
     [worker] = [member for member in serve.family if member.cmdline()[-2:] == ["worker", "training"]]
     worker.kill()
-    assert serve.process.wait(GONE_SECONDS) == 1
+    assert serve.process.wait(PATIENCE_SECONDS) == 1
     assert "the training process was killed by signal 9; the end of" in serve.log.read_text()
     assert serve.survivors() == []
 

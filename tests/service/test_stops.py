@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from flowpp.checkpoint import verify
 from flowpp.data import build_image_set
-from tests.service.house import House
+from tests.service.house import GRACE_SECONDS, House
+from tests.service.suspension import caught, resume_when_told_to_end
+from tests.waiting import PATIENCE_SECONDS
 from worker.datasets import Dataset
 from worker.jobs import Job
 from worker.requests import TrainingRequest
 from worker.submission import submit_training
 
-GRACE_SECONDS = 15
+BATCH_SIZE = 2
 SLOW = {"preset": "tiny", "filters": 64, "blocks": 12, "flow": ["columns x4", "squeeze", "channels x2", "columns x2"]}
-"""A model that takes seconds to initialize and a minute to evaluate here."""
+"""A model that takes seconds to initialize and a minute to evaluate on a small machine."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def submit(house: House, dataset: Dataset, model: dict[str, object], **training:
         "steps": 1_000_000,
         "evaluation_images": 1024,
         "init_batch_size": 16,
-        "batch_size": 2,
+        "batch_size": BATCH_SIZE,
         **every,
         **training,
     }
@@ -53,15 +57,19 @@ def submit(house: House, dataset: Dataset, model: dict[str, object], **training:
     return submit_training(house.service, TrainingRequest.model_validate(request))
 
 
-def starting(seconds: float) -> Callable[[House, Job], None]:
-    """So long after the process began: importing, reading, or in the first pass through the model."""
+def starting(mapped: str = "") -> Callable[[House, Job], None]:
+    """As soon as the process has mapped a file of that name: torch's library, or the images that it begins with."""
 
     def reach(house: House, job: Job) -> None:
-        house.until(house.training_processes, "no process trains")
-        time.sleep(seconds)
-        assert house.step(job) == 0
+        house.until(lambda: any(has_mapped(process, mapped) for process in house.training_processes()), "none trains")
 
     return reach
+
+
+def has_mapped(process: psutil.Process, name: str) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return name in Path(f"/proc/{process.pid}/maps").read_text()
+    return False
 
 
 def training(house: House, job: Job) -> None:
@@ -69,10 +77,11 @@ def training(house: House, job: Job) -> None:
 
 
 def evaluating(house: House, job: Job) -> None:
-    """The metrics of the first step are told after its evaluation."""
-    house.until(house.training_processes, "no process trains")
-    time.sleep(8)
-    assert house.step(job) == 0
+    """In the evaluation of the second step, after which its metrics are told."""
+    house.until(lambda: house.step(job) == 1, "no step is taken")
+    (row,) = house.service.events.metrics(job.id)
+    time.sleep(2 * BATCH_SIZE / row["images_per_second"])  # what two steps take
+    assert house.step(job) == 1
 
 
 def checkpointing(house: House, job: Job) -> None:
@@ -81,11 +90,11 @@ def checkpointing(house: House, job: Job) -> None:
 
 TINY = {"preset": "tiny"}
 PHASES: dict[str, tuple[dict[str, object], dict[str, object], Callable[[House, Job], None]]] = {
-    "the interpreter starts": (TINY, {}, starting(0)),
-    "torch is imported": (TINY, {}, starting(0.7)),
-    "initialization": ({**SLOW, "blocks": 24}, {}, starting(2.0)),
+    "the interpreter starts": (TINY, {}, starting()),
+    "torch is imported": (TINY, {}, starting("libtorch_cpu")),
+    "initialization": ({**SLOW, "blocks": 24}, {}, starting("images.npy")),
     "training": (TINY, {}, training),
-    "evaluation": (SLOW, {"evaluation_every": 1}, evaluating),
+    "evaluation": (SLOW, {"evaluation_every": 2, "log_every": 1}, evaluating),
     "samples are drawn": (SLOW, {"sample_every": 1}, training),  # which takes longer than a step
     "checkpoints are written": (TINY, {"checkpoint_every": 1, "keep_checkpoints": 100}, checkpointing),
 }
@@ -118,18 +127,18 @@ def stop(house: House, job: Job, phase: str, wish: str) -> None:
     start = time.monotonic()
     if wish == "shutdown":
         house.workers[-1].terminate()
-        assert house.workers[-1].wait(GRACE_SECONDS + 5) == 0, house.logs()
+        assert house.workers[-1].wait(PATIENCE_SECONDS) == 0, house.logs()
     else:
         getattr(house.service.jobs, wish)(job.id)
     wanted = {"pause": "paused", "cancel": "cancelled", "shutdown": "queued"}[wish]
-    house.until(lambda: house.service.jobs.get(job.id).status == wanted, f"it is not {wanted}", GRACE_SECONDS)
+    house.until(lambda: house.service.jobs.get(job.id).status == wanted, f"it is not {wanted}")
     assert time.monotonic() - start < GRACE_SECONDS
     assert house.training_processes() == [], "no process is left"
     job = house.service.jobs.get(job.id)
     assert (job.attempt, job.failures, job.error) == (1, 0, None)
     checkpoints = house.service.checkpoints.of_job(job.id)
-    if before or phase == "evaluation":
-        assert checkpoints[-1].step >= max(1, before), "the step at hand is kept"
+    if before:
+        assert checkpoints[-1].step >= before + (phase == "evaluation"), "the step at hand is kept"
         assert verify(house.service.checkpoints.fetch(checkpoints[-1])).step == checkpoints[-1].step
     if phase == "evaluation":
         assert "validation_bits_per_dim" not in checkpoints[-1].metrics, "it was not waited for"
@@ -138,9 +147,14 @@ def stop(house: House, job: Job, phase: str, wish: str) -> None:
 
 
 def test_a_paused_job_resumes_after_its_files_are_gone_from_the_disk(house: House, dataset: Dataset) -> None:
-    job = submit(house, dataset, TINY, steps=300)
-    training(house, job)
+    job, processes = caught(
+        house.service,
+        lambda: submit(house, dataset, TINY, steps=300),
+        lambda job: house.step(job) >= 3,
+        house.training_processes,
+    )
     house.service.jobs.pause(job.id)
+    resume_when_told_to_end(processes)
     house.until(lambda: house.service.jobs.get(job.id).status == "paused", "it is not paused")
     step = house.service.checkpoints.of_job(job.id)[-1].step
     for path in Path(house.service.run_directory(job.id)).glob("*/checkpoints/*/*"):

@@ -1,6 +1,5 @@
 """A training job in a running stack, as a webhook is told of it."""
 
-import time
 from pathlib import Path
 
 import httpx
@@ -10,6 +9,7 @@ import pytest
 from api.schemas import JobEvent
 from api.stack import Stack
 from tests.api.receiver import receiving
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def test_a_training_job_is_told_from_the_queue_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,18 +18,18 @@ def test_a_training_job_is_told_from_the_queue_to_its_end(tmp_path: Path, monkey
     with (
         receiving() as receiver,
         Stack(tmp_path / "data", port=0) as stack,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=30) as http,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=PATIENCE_SECONDS) as http,
     ):
         webhook = http.post("/v1/webhooks", json={"url": receiver.url()}).raise_for_status().json()
         with (tmp_path / "images.npy").open("rb") as file:
             dataset = http.post("/v1/datasets", files={"file": ("images.npy", file)}).raise_for_status().json()
         wanted = {"dataset": dataset["id"], "model": {"preset": "tiny"}, "training": {"steps": 4}}
         job = http.post("/v1/training-jobs", json=wanted).raise_for_status().json()
-        receiver.wait(4, 120)
-        told = {}
-        while "job.succeeded" not in told:
-            time.sleep(0.1)
-            told = {said["type"]: said for said in (each.verified(webhook["secret"]) for each in receiver.received)}
+
+        def told_now() -> dict[str, dict]:
+            return {said["type"]: said for said in (each.verified(webhook["secret"]) for each in receiver.received)}
+
+        told = until(lambda: found if len(found := told_now()) == 4 else None, told_now)
         events = http.get(f"/v1/jobs/{job['id']}/events", params={"limit": 100}).json()["data"]
         last = http.get(f"/v1/jobs/{job['id']}").json()
     assert told.keys() == {"job.queued", "job.running", "job.checkpoint", "job.succeeded"}

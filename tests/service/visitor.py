@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import httpx
 import numpy as np
 
 from api.stack import Stack
+from tests.waiting import PATIENCE_SECONDS, until
 from worker.service import Service
 from worker.settings import Settings
 
 
 def flowpp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("flowpp")), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
 
 
 def key(data: Path, owner: str, scope: str) -> str:
@@ -35,7 +35,7 @@ class Visitor:
             base_url=stack.url,
             headers={"Authorization": f"Bearer {token}", "X-Request-ID": "a-visit"},
             trust_env=False,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
 
     def dataset(self, images: np.ndarray) -> dict[str, Any]:
@@ -51,20 +51,17 @@ class Visitor:
         assert answer.status_code == 202, answer.text
         return answer.json()
 
-    def is_now(self, job: dict[str, Any], *statuses: str, seconds: float = 60) -> dict[str, Any]:
+    def is_now(self, job: dict[str, Any], *statuses: str) -> dict[str, Any]:
         """The job, as soon as it is one of these."""
-        deadline = time.monotonic() + seconds
-        while (now := self.http.get(f"/v1/jobs/{job['id']}").json())["status"] not in statuses:
-            assert time.monotonic() < deadline, now
-            time.sleep(0.05)
-        return now
+
+        def now() -> dict[str, Any]:
+            return self.http.get(f"/v1/jobs/{job['id']}").json()
+
+        return until(lambda: found if (found := now())["status"] in statuses else None, now)
 
     def has_checkpoint(self, job: dict[str, Any]) -> None:
         """Returns when it has."""
-        deadline = time.monotonic() + 60
-        while not self.http.get("/v1/checkpoints", params={"job": job["id"]}).json()["data"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: self.http.get("/v1/checkpoints", params={"job": job["id"]}).json()["data"])
 
     def all_there_is(self) -> dict[str, tuple[int, bytes]]:
         """Each GET of the OpenAPI document for each id there is: its status and body."""
@@ -101,8 +98,5 @@ class Visitor:
 
 def wait_until_recorded(data: Path) -> None:
     settings = Settings(redis_url=(data / "redis.url").read_text().strip(), data_directory=data)
-    deadline = time.monotonic() + 30
     with Service(settings) as service:
-        while service.redis.exists("flowpp:changed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not service.redis.exists("flowpp:changed"))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS
 from tests.worker.conftest import Submit
 from worker.events import Event
 from worker.jobs import Job
@@ -49,7 +50,7 @@ def test_events_of_no_job_are_not_found(service: Service) -> None:
 
 
 async def follow(service: Service, job_id: str, after: str | None = None) -> list[Event]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         return [event async for event in service.events.follow(job_id, after)]
 
 
@@ -80,7 +81,8 @@ def test_following_ends_when_the_job_is_deleted_meanwhile(
 
     async def both() -> list[Event]:
         following = asyncio.create_task(follow(service, job.id, service.events.page(job.id).data[-1].id))
-        await asyncio.sleep(0.1)
+        while not service.redis.info("clients")["blocked_clients"]:  # it has begun to follow
+            await asyncio.sleep(0.02)
         service.redis.delete(f"flowpp:job:{job.id}", f"flowpp:job:{job.id}:events")
         return await following
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from redis.exceptions import OutOfMemoryError
 
+from tests.waiting import until
 from tests.worker.conftest import Submit
 from worker.lease import Lease
 from worker.reaper import Reaper
@@ -31,25 +32,19 @@ def test_a_lease_is_renewed_once_there_is_room_again(service: Service, submit: S
     with Lease(service.jobs, [job]):
         with full(service, submit):
             time.sleep(1)
-        before, deadline = service.redis.zscore("flowpp:leases", job.id), time.monotonic() + 10
-        while service.redis.zscore("flowpp:leases", job.id) == before:
-            assert time.monotonic() < deadline, "the lease is renewed no more"
-            time.sleep(0.05)
+        before = service.redis.zscore("flowpp:leases", job.id)
+        until(lambda: service.redis.zscore("flowpp:leases", job.id) != before, "the lease is renewed no more")
 
 
 def test_the_reaper_goes_on_once_there_is_room_again(service: Service, submit: Submit) -> None:
     job = submit()
-    while service.redis.info("server")["uptime_in_seconds"] <= service.settings.lease_seconds:
-        time.sleep(0.1)
+    until(lambda: service.redis.info("server")["uptime_in_seconds"] > service.settings.lease_seconds)
     service.jobs.claim("training", "one that is lost")
     with Reaper(service):
         with full(service, submit):
             time.sleep(1)
             assert service.jobs.get(job.id).status == "running"
-        deadline = time.monotonic() + 10
-        while service.jobs.get(job.id).status == "running":
-            assert time.monotonic() < deadline, "the reaper has ended"
-            time.sleep(0.05)
+        until(lambda: service.jobs.get(job.id).status != "running", "the reaper has ended")
     assert service.jobs.get(job.id).status == "queued"
 
 

@@ -1,28 +1,27 @@
 """A lease: kept while the block runs, told what is wished, and lost when another has the job."""
 
 import time
-from collections.abc import Callable
 
+from tests.waiting import until
 from tests.worker.conftest import Submit
+from worker.connection import redis_time
 from worker.lease import Lease
 from worker.service import Service
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_lease_is_renewed_in_the_block_and_not_after(service: Service, submit: Submit) -> None:
     submit()
     [job] = service.jobs.claim("training", "a worker")
+
+    def end() -> float:
+        return float(service.redis.zscore("flowpp:leases", job.id))
+
     with Lease(service.jobs, [job]):
-        time.sleep(3 * service.jobs.lease_seconds)
-        assert service.jobs.reap() == []
-    time.sleep(service.jobs.lease_seconds + 0.1)
-    assert service.jobs.reap() == [job.id]
+        first = end()
+        until(lambda: end() > first + 2 * service.jobs.lease_seconds, "the lease is not renewed")
+    last = end()
+    assert until(service.jobs.reap, "the lease does not end") == [job.id]
+    assert redis_time(service.redis) >= last
 
 
 def test_a_wish_is_heard(service: Service, submit: Submit) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from flowpp import FlowPP
 from flowpp.likelihood import estimate
 from flowpp.presets import resolve_model
+from tests.waiting import until
 from tests.worker.conftest import Submit
 from worker.inference import Inference
 from worker.lease import Lease
@@ -63,9 +65,10 @@ def test_answered_jobs_are_counted_with_their_images_batches_and_waits(
     waits = Counted("flowpp_queue_wait_seconds_count", queue="inference")
     for count in (1, 2, 3):
         score(service, checkpoints[0], count)
+    began = time.monotonic()
     Inference(service, "a worker", threading.Event()).drain()
     assert (ended.more, images.more, batches.more, large.more, waits.more) == (3, 6, 1, 1, 3)
-    assert 0 < seconds.more < 60
+    assert 0 < seconds.more <= time.monotonic() - began
 
 
 def test_a_job_that_cannot_be_computed_counts_as_failed(service: Service, checkpoints: list[Checkpoint]) -> None:
@@ -98,8 +101,7 @@ def test_a_lease_that_is_lost_is_counted_once(service: Service, submit: Submit) 
     (job,) = service.jobs.claim("training", "a worker")
     with Lease(service.jobs, [job]) as lease:
         service.jobs.end(job, "crashed")
-        while not lease.lost(job):
-            pass
+        until(lambda: lease.lost(job))
         threading.Event().wait(0.5)
     assert lost.more == 1
 

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.waiting import until
 from tests.worker.conftest import Submit
 from worker.jobs import Progress
 from worker.metrics import GpuMetrics, ServiceMetrics, together
@@ -64,15 +66,16 @@ def test_an_owner_is_told_of_its_own_jobs(service: Service, submit: Submit) -> N
 
 
 def test_a_queue_tells_how_many_wait_and_how_long_the_next_one_has(service: Service, submit: Submit) -> None:
+    began = time.monotonic()
     job, _ = submit(), submit()
     service.redis.hset(
         f"flowpp:job:{job.id}", "changed", int(service.redis.hget(f"flowpp:job:{job.id}", "changed")) - 10**7
     )
     with Presence(service.redis, "training", "a worker", Memory(bytes=1, shared=True)):
-        while not (queue := overview(service.redis).queues["training"]).workers:
-            pass
+        until(lambda: overview(service.redis).queues["training"].workers)
+        queue = overview(service.redis).queues["training"]
     assert (queue.waiting, queue.workers) == (2, 1)
-    assert 10 <= queue.wait_seconds < 20
+    assert 10 <= queue.wait_seconds <= 10 + time.monotonic() - began
     assert overview(service.redis).queues["inference"].wait_seconds == 0
 
 
@@ -82,12 +85,13 @@ def test_a_running_training_is_told_of_until_it_ends(service: Service, submit: S
     assert overview(service.redis).training[0].train_bits_per_dim is None
     service.events.append(job, "metrics", METRICS | {"validation_bits_per_dim": 7.5})
     service.events.append(job, "metrics", METRICS | {"step": 6})
+    began = time.monotonic()
     service.events.append(job, "checkpoint", {"id": "ckpt_1", "step": 5, "metrics": {}})
     service.jobs.set_progress(job, Progress.at(6, 10))
     told = samples(ServiceMetrics(service.redis))
     names = ("step", "steps", "bits_per_dim", "validation_bits_per_dim", "images_per_second")
     assert [told[f"flowpp_training_{name}", job.id] for name in names] == [6, 10, 6.5, 7.5, 80]
-    assert 0 <= told["flowpp_training_checkpoint_age_seconds", job.id] < 5
+    assert 0 <= told["flowpp_training_checkpoint_age_seconds", job.id] <= time.monotonic() - began
     assert told["flowpp_jobs", "running", "training"] == 1 or told["flowpp_jobs", "training", "running"] == 1
     service.jobs.end(job, "succeeded")
     assert not [key for key in samples(ServiceMetrics(service.redis)) if job.id in key]

@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from flowpp import FlowPP
 from flowpp.config import TrainingOverrides
 from flowpp.data import build_image_set
 from flowpp.presets import resolve_model
+from tests.waiting import until
 from worker import presence
 from worker.datasets import Dataset
 from worker.models import Checkpoint
@@ -78,9 +77,11 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert service.jobs.page().data == []
 
 
-def test_more_processes_than_the_workers_offer_are_refused(service: Service, dataset: Dataset) -> None:
-    with pytest.raises(Invalid, match="the workers offer") as caught:
-        submit_training(service, training(dataset.id, training={"num_processes": 64, "batch_size": 64}))
+def test_more_processes_than_the_workers_offer_are_refused(settings: Settings, dataset: Dataset) -> None:
+    with Service(settings.model_copy(update={"max_processes": 3})) as service:
+        submit_training(service, training(dataset.id, training={"num_processes": 3, "batch_size": 64}))
+        with pytest.raises(Invalid, match="the workers offer 3") as caught:
+            submit_training(service, training(dataset.id, training={"num_processes": 4, "batch_size": 64}))
     assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
 
 
@@ -98,7 +99,7 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
     submit_training(service, wide)  # while nobody says what there is
     small, large = (Memory(bytes=size, shared=True) for size in (2**30, 2**40))
     with Presence(service.redis, "training", "small", small):
-        wait_for(lambda: presence.memories(service.redis, "training") == [small])
+        until(lambda: presence.memories(service.redis, "training") == [small])
         with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 1.0 GiB") as caught:
             submit_training(service, wide)
         assert (caught.value.code, caught.value.field) == ("out_of_memory", "training.micro_batch_size")
@@ -110,16 +111,9 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
         with pytest.raises(Invalid, match=r"of 0.1 GiB that training.memory_gib allows; not even one image fits"):
             submit_training(service, changed(micro_batch_size=None, activation_checkpointing=None, memory_gib=0.1))
         with Presence(service.redis, "training", "large", large):
-            wait_for(lambda: len(presence.memories(service.redis, "training")) == 2)
+            until(lambda: len(presence.memories(service.redis, "training")) == 2)
             submit_training(service, wide)
     assert presence.memories(service.redis, "training") == []
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
