@@ -37,8 +37,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def service_beside(data: Path) -> Iterator["Service"]:
     """The service's records: of the environment's Redis server, of a running stack's, or of a resting one's.
 
-    Raises `StackError` where none can be had.
+    Raises `StackError` if they cannot be read or written.
     """
+    from worker.connection import UNREACHABLE
+
+    try:
+        with _service(data) as service:
+            yield service
+    except UNREACHABLE as error:
+        raise StackError(f"Redis cannot be used now: {error}") from error
+
+
+@contextmanager
+def _service(data: Path) -> Iterator["Service"]:
     from worker.service import Service
     from worker.settings import Settings
 

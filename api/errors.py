@@ -215,7 +215,7 @@ REFUSALS: Mapping[str, ErrorCode] = {
     ),
     "redis_unreachable": ErrorCode(
         (503,),
-        "The service cannot reach its Redis server, or this is full.",
+        "The service cannot reach Redis, or Redis refuses commands in its present state: `detail` says why.",
         "Try again in a while, as `Retry-After` says.",
     ),
     "internal_error": ErrorCode(

@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 
 from api.dependencies import CallerOf, ServiceOf
+from worker.connection import UNREACHABLE
 from worker.idempotency import UNDER_WAY_SECONDS, Once
 from worker.keys import Caller
 from worker.service import Service
@@ -94,7 +95,8 @@ class Creation:
     async def _renew(self, once: Once) -> None:
         while True:
             await asyncio.sleep(UNDER_WAY_SECONDS / 3)
-            await run_in_threadpool(self.service.idempotency.renew, once)
+            with suppress(*UNREACHABLE):  # the request itself fails then, if it needs Redis now
+                await run_in_threadpool(self.service.idempotency.renew, once)
 
 
 async def _creation(

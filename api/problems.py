@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from redis.exceptions import OutOfMemoryError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -21,7 +20,7 @@ from api.redaction import redacted
 from flowpp.data import BadImages
 from flowpp.logs import about
 from worker.artifacts import DamagedArtifact
-from worker.connection import UNREACHABLE
+from worker.connection import UNREACHABLE, ServerState
 from worker.object_store import StoreUnavailable
 from worker.refusals import Conflict, Invalid, NotFound, OverQuota, QueueFull, Refusal
 
@@ -108,9 +107,9 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 async def unreachable(request: Request, error: Exception) -> JSONResponse:
-    """The answer while Redis is away, or full."""
-    what = "has no room in" if isinstance(error, OutOfMemoryError) else "cannot reach"
-    detail = f"the service {what} its Redis server; try again in a while"
+    """The answer while Redis cannot be reached, or refuses commands."""
+    why = f"Redis refuses commands, as {error.meaning}" if isinstance(error, ServerState) else "it cannot reach Redis"
+    detail = f"the service has to wait: {why}; try again in a while"
     return problem(request, 503, "redis_unreachable", detail, headers={"Retry-After": "5"})
 
 

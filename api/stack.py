@@ -158,7 +158,7 @@ class Stack:
                 else:
                     if response.is_success:
                         return
-                    answer = response.text
+                    answer = _missing(response)
                 time.sleep(0.1)
         raise StackError(f"the service is not ready after {START_SECONDS} s; {self.url}/readyz answers: {answer}")
 
@@ -175,6 +175,14 @@ class Stack:
                 child.sweep(process)
                 process.wait()
             self.children.clear()
+
+
+def _missing(response: httpx.Response) -> str:
+    """What a service that is not ready waits for, in words."""
+    try:
+        return "; ".join(response.json()["missing"])
+    except (ValueError, KeyError):
+        return response.text
 
 
 def _metrics_port(name: str) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """A job's events in a Redis stream: its statuses, metrics, log lines, checkpoints and warnings, in their order."""
 
+import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Literal
@@ -9,17 +11,20 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from worker.connection import options_in_a_loop
+from worker.connection import UNREACHABLE, options_in_a_loop
 from worker.jobs import TERMINAL, Job, StaleAttempt
 from worker.paging import Order, Page
 from worker.refusals import Invalid, NotFound
 from worker.transitions import Transitions, job_key, load_script
+
+log = logging.getLogger(__name__)
 
 EventType = Literal["status", "metrics", "log", "checkpoint", "warning"]
 
 _METRICS: tuple[EventType, ...] = ("metrics",)
 _ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _BLOCK_MILLISECONDS = 5_000
+_AGAIN_SECONDS = 1.0
 _PAGE = 1_000
 _CHUNK = 2_000
 """Events among which is looked for those of a type, at a time."""
@@ -112,16 +117,24 @@ class Events:
     async def follow(
         self, job_id: str, after: str | None = None, types: Collection[EventType] = ()
     ) -> AsyncIterator[Event]:
-        """Events of these types, or all, behind the event `after` as they come, to the job's end. Raises as `page`."""
+        """Events of these types, or all, behind the event `after` as they come, to the job's end. Raises as `page`.
+
+        Waits while Redis cannot be reached.
+        """
         async with AsyncRedis.from_url(self._url, protocol=2, **options_in_a_loop()) as redis:
             last = after or "0-0"
             _check_id(last)
             if not await redis.exists(job_key(job_id)):
                 raise NotFound("job_not_found", f"there is no job {job_id}")
             while True:
-                status = await redis.hget(job_key(job_id), "status")
-                block = None if status is None or status in TERMINAL else _BLOCK_MILLISECONDS
-                streams: Any = await redis.xread({_key(job_id): last}, count=_PAGE, block=block)
+                try:
+                    status = await redis.hget(job_key(job_id), "status")
+                    block = None if status is None or status in TERMINAL else _BLOCK_MILLISECONDS
+                    streams: Any = await redis.xread({_key(job_id): last}, count=_PAGE, block=block)
+                except UNREACHABLE as error:
+                    log.warning("the event stream of job %s waits for Redis: %s", job_id, error)
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                    continue
                 entries = streams[0][1] if streams else []
                 for entry in entries:
                     event = _parse(*entry)

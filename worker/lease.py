@@ -102,10 +102,12 @@ class Lease:
             look += 1
             held = list(self._held.values())
             try:
-                wishes = self._jobs.wishes(held, renew=look % looks == 0)
-            except UNREACHABLE as error:  # nobody else can have the jobs then; Redis will say when it is back
+                wishes = self._jobs.wishes(held, renew=look >= looks)
+            except UNREACHABLE as error:  # nobody else can have the jobs then
                 log.warning("the leases of %d jobs were not renewed: %s", len(held), error)
+                look = looks  # they may have run out, so they are renewed as soon as that is possible
             else:
+                look %= looks
                 for job, wish in zip(held, wishes, strict=True):
                     self._hear(job, wish)
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.transport import redis as broker
+from redis import Connection, SSLConnection
 
-from worker.connection import KEEPALIVE, UNREACHABLE
+from worker.connection import KEEPALIVE, UNREACHABLE, ServerState, StateParser, check_writes
 from worker.jobs import Queue
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,41 @@ QUEUES: dict[Queue, str] = {"training": "flowpp-training", "inference": "flowpp-
 
 LONGEST_HEARING_SECONDS = 60
 """A bell that a worker took and did not acknowledge for so long, since it died, is delivered again."""
+
+
+class _Connection(Connection):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(parser_class=StateParser, **options)
+
+
+class _TlsConnection(SSLConnection):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(parser_class=StateParser, **options)
+
+
+class _Channel(broker.Channel):
+    connection_class = _Connection
+    connection_class_ssl = _TlsConnection
+
+
+class Transport(broker.Transport):
+    """kombu's transport, to which a server that refuses commands for now is one that cannot be reached.
+
+    kombu would raise most of these replies out of its loop, which ends the worker.
+    """
+
+    Channel = _Channel
+    connection_errors = (*broker.Transport.connection_errors, ServerState)
+
+    def establish_connection(self) -> Any:
+        """Raises what a write does: else a worker of a server that only reads would connect again and again at once."""
+        connection = super().establish_connection()
+        try:
+            check_writes(self._avail_channels[0].client)
+        except UNREACHABLE:
+            self.close_connection(connection)
+            raise
+        return connection
 
 
 def celery(redis_url: str) -> Celery:
@@ -38,6 +75,7 @@ def celery(redis_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=5,
+        broker_transport=f"{__name__}:{Transport.__name__}",
         broker_transport_options={
             "visibility_timeout": LONGEST_HEARING_SECONDS,
             **KEEPALIVE,

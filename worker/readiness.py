@@ -3,16 +3,12 @@
 from collections.abc import Iterator
 
 from redis import RedisError
-from redis.exceptions import OutOfMemoryError
 
 from worker import presence
-from worker.connection import UNREACHABLE
+from worker.connection import UNREACHABLE, ServerState, check_writes
 from worker.queue import QUEUES
 from worker.rebuilding import under_way
 from worker.service import Service
-
-_PROBE = "flowpp:ready"
-_PROBE_SECONDS = 60
 
 
 def faults(service: Service) -> dict[str, str]:
@@ -25,14 +21,14 @@ def faults(service: Service) -> dict[str, str]:
 
 def _of_redis(service: Service) -> Iterator[tuple[str, str]]:
     try:
-        service.redis.set(_PROBE, "1", ex=_PROBE_SECONDS)  # a server that is full, or a replica, takes nothing
+        check_writes(service.redis)
         if under_way(service):
             yield "redis", "Redis is being rebuilt by `flowpp reindex`; where that was interrupted, run it again"
         for queue in QUEUES:
             if not presence.count(service.redis, queue):
                 yield queue, f"no {queue} worker"
-    except OutOfMemoryError as error:
-        yield "redis", f"Redis takes no writes: {error}"
+    except ServerState as error:
+        yield "redis", f"Redis refuses commands, as {error.meaning}: {error}"
     except UNREACHABLE as error:
         yield "redis", f"Redis does not answer: {type(error).__name__}"
     except RedisError as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from worker.connection import UNREACHABLE, redis_time
+from worker.connection import UNREACHABLE, check_writes, redis_time
 from worker.metrics import REAPED
 from worker.queue import QUEUES
 from worker.service import Service
@@ -39,14 +39,19 @@ class Reaper:
         lease = self._service.settings.lease_seconds
         while not self._ended.wait(lease / _LOOKS):
             try:
+                check_writes(self._service.redis)
                 moved = clock.moved(redis_time(self._service.redis), lease)
                 reap(self._service, trusted=not moved)
             except UNREACHABLE as error:
                 log.warning("the reaper waits for Redis: %s", error)
+                clock.distrust(lease)
 
 
 class Clock:
-    """Tells whether Redis's clock, by which leases end, was moved: it should go as fast as this process's own."""
+    """Decides whether leases that have run out count: not after Redis's clock was moved, nor after Redis was away.
+
+    Redis's clock should go as fast as this process's own.
+    """
 
     def __init__(self, own: Callable[[], float] = time.monotonic) -> None:
         self._own = own
@@ -59,10 +64,14 @@ class Clock:
         ahead = seconds - now
         if self._ahead is not None and abs(ahead - self._ahead) > lease_seconds / _RENEWALS:
             log.warning("Redis's clock was moved by %+.0f s; leases are trusted again in a while", ahead - self._ahead)
-            self._trusted_from = now + lease_seconds
+            self.distrust(lease_seconds)
             REAPED.labels("clock_moved").inc()
         self._ahead = ahead
         return now < self._trusted_from
+
+    def distrust(self, lease_seconds: float) -> None:
+        """Gives the workers the time of a lease to renew theirs, which they could not meanwhile."""
+        self._trusted_from = self._own() + lease_seconds
 
 
 def reap(service: Service, trusted: bool = True) -> list[str]:

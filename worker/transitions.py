@@ -38,6 +38,8 @@ from typing import Any, Literal, get_args
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from worker.connection import UNREACHABLE
+
 MAX_EVENTS = 100_000
 """Events kept of a job, about; the oldest give way."""
 
@@ -161,6 +163,8 @@ class Transitions:
         """The jobs' new statuses, each by (id, attempt, outcome, code, message, result, artifacts, progress)."""
         try:
             return list(self._end(args=list(chain.from_iterable(endings))))
+        except UNREACHABLE:  # the server refuses all of them
+            raise
         except ResponseError:
             if len(endings) == 1:
                 raise
@@ -168,6 +172,8 @@ class Transitions:
         for ending in endings:  # nothing was written, and what is wrong with one is not the others' business
             try:
                 answers += self.end([ending])
+            except UNREACHABLE:
+                raise
             except ResponseError as error:
                 faults.append(error)
         if faults:
