@@ -26,6 +26,7 @@ class Split(StrEnum):
     ALL = "all"
     TRAINING = "training"
     VALIDATION = "validation"
+    TEST = "test"
 
 
 class Images(NamedTuple):
@@ -47,6 +48,7 @@ def open_images(sources: Sequence[Path], split: Split) -> Images:
             Split.ALL: image_set.images,
             Split.TRAINING: image_set.training,
             Split.VALIDATION: image_set.validation,
+            Split.TEST: image_set.test,
         }[split]
         if not len(images):
             raise BadImages("no_images", f"has no {split} images", str(sources[0]))
