@@ -102,7 +102,7 @@ REFUSALS: Mapping[str, ErrorCode] = {
         "See `errors`: it names what would have to hold.",
     ),
     "no_training_images": ErrorCode(
-        (422,), "All images of the dataset are for validation.", "Upload one with training images."
+        (422,), "All images of the dataset are for validation or test.", "Upload one with training images."
     ),
     "batch_larger_than_dataset": ErrorCode(
         (422,),
@@ -158,8 +158,8 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "mixed_sizes": ErrorCode((422,), "The images are not all of one size and colour.", "Make them alike."),
     "ambiguous_split": ErrorCode(
         (422,),
-        "Folders or arrays say for some images, but not for all, whether they are for training or validation.",
-        "Put all of them into `train` and `validation`, or none.",
+        "Names of folders, arrays or files indicate for some images, but not for all, which part they are in.",
+        "Put all of them into `train`, `validation` and `test`, or none.",
     ),
     "unsupported_array": ErrorCode(
         (422,), "An array is no uint8 [N, H, W] or [N, H, W, C].", "Save one that is, by `np.save`."

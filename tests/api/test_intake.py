@@ -123,6 +123,30 @@ def test_a_dataset_is_registered_with_its_shape_split_and_hash(http: httpx.Clien
     assert files_below(service.settings.data_directory) == []
 
 
+def test_test_images_validate_a_training_only_if_the_form_requests_it(http: httpx.Client) -> None:
+    files = {
+        "file": ("a.zip", zip_of({f"{part}/{index}.png": PNG for part in ("train", "test") for index in range(3)}))
+    }
+    parts = []
+    for fields in ({}, {"test_as_validation": "false"}, {"test_as_validation": "true"}):
+        dataset = http.post("/v1/datasets", files=files, data=fields).json()
+        parts.append((dataset["num_images"], dataset["num_validation"], dataset["num_test"]))
+    assert parts == [(6, 1, 3), (6, 1, 3), (6, 3, 0)]
+    response = http.post("/v1/datasets", files=files, data={"test_as_validation": "yes"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert response.json()["errors"][0]["path"] == "test_as_validation"
+
+
+def test_nothing_trains_on_images_that_are_all_held_out(http: httpx.Client) -> None:
+    for part in ("test", "validation"):
+        files = {"file": ("a.zip", zip_of({f"{part}/{index}.png": PNG for index in range(3)}))}
+        dataset = http.post("/v1/datasets", files=files).json()
+        assert dataset[f"num_{part}"] == 3
+        wanted = {"dataset": dataset["id"], "model": {"preset": "tiny"}}
+        response = http.post("/v1/training-jobs", json=wanted)
+        assert (response.status_code, response.json()["code"]) == (422, "no_training_images")
+
+
 def test_several_image_files_make_a_dataset(http: httpx.Client) -> None:
     files = [("file", ("same.png", encode_png(np.full((32, 32, 3), value, np.uint8)))) for value in range(4)]
     assert http.post("/v1/datasets", files=files).json()["num_images"] == 4

@@ -184,7 +184,12 @@ def test_test_images_are_a_part_that_training_does_not_see(tmp_path: Path) -> No
     source = write_npz(tmp_path / "a.npz", train=TRAINING, test=TEST)
     image_set = build_image_set(source, tmp_path / "two")
     np.testing.assert_array_equal(image_set.test, TEST)
-    assert (image_set.num_images, image_set.num_training, image_set.num_validation, image_set.num_test) == (15, 10, 1, 4)
+    assert (image_set.num_images, image_set.num_training, image_set.num_validation, image_set.num_test) == (
+        15,
+        10,
+        1,
+        4,
+    )
     drawn = np.concatenate([image_set.training, image_set.validation])
     assert sorted(image.tobytes() for image in drawn) == sorted(image.tobytes() for image in TRAINING)
     image_set.verify()
