@@ -83,7 +83,7 @@ def too_many_images(limits: Limits) -> BadImages:
 
 
 class Arrangement(NamedTuple):
-    """The order of a set: `order`, int64 [N], are image numbers of the spool, training images first, test images last."""
+    """The order of a set: `order`, int64 [N], are numbers of the spool: training, validation, test images."""
 
     order: np.ndarray
     num_validation: int

@@ -97,7 +97,7 @@ def _dataset(client: Client, text: str, test_as_validation: bool) -> str:
         return send(client, Path(text), test_as_validation).id
     if test_as_validation:
         raise typer.BadParameter(
-            "--test-as-validation is for images that are uploaded; those of a dataset are in parts"
+            "--test-as-validation is for images to upload; a dataset has its parts"
         )
     if not text.startswith("ds_"):
         raise typer.BadParameter(
