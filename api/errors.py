@@ -147,7 +147,6 @@ REFUSALS: Mapping[str, ErrorCode] = {
     # images and archives
     "not_an_image": ErrorCode((422,), "A file is no image of a kind that is read.", "Leave it out or convert it."),
     "unsupported_format": ErrorCode((422,), "An image is of a kind that is not read.", "Convert it to PNG."),
-    "mislabelled_image": ErrorCode((422,), "A file holds another kind of image than it is named.", "Rename it."),
     "damaged_image": ErrorCode((422,), "An image is truncated or damaged.", "Replace it or leave it out."),
     "animated_image": ErrorCode((422,), "A file holds more than one picture.", "Send single pictures."),
     "transparent_image": ErrorCode((422,), "An image has transparent pixels.", "Flatten it onto a background."),
@@ -180,7 +179,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "unsupported_archive": ErrorCode(
         (422,), "The archive is compressed in a way that is not read.", "Send a .zip, .tar or .tar.gz."
     ),
-    "nested_archive": ErrorCode((422,), "An archive is inside the archive.", "Put the images into one."),
+    "nested_archive": ErrorCode(
+        (422,), "An archive is inside an archive or among other files.", "Put the images into one archive."
+    ),
     "too_many_entries": ErrorCode(
         (422,),
         "The archive has more entries than are accepted.",

@@ -24,6 +24,7 @@ from flowpp.archives import Member, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
 from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
+from flowpp.kinds import HEAD_BYTES, Family, kind_of
 from flowpp.spool import PIECE_BYTES, Arrangement, Spool, arrange, check_form, too_many_images
 
 __all__ = [
@@ -153,7 +154,7 @@ def build_image_set(
 
     `source` is a folder, a .zip, .tar or .tar.gz archive (all three: of images, of .npy arrays or of CIFAR-10's
     official batches), a .npy or .npz file, an image file, or several files. Arrays are uint8 [N, H, W] or
-    [N, H, W, C]. Images are sorted by name.
+    [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
 
     Names of folders, arrays and files are the split if they contain words such as `train`, `val` and `test`
     (`flowpp.splits`), and so are CIFAR-10's batches. Without a validation part, `validation_fraction` of the training
@@ -224,11 +225,18 @@ def content_sha256(images: np.ndarray) -> str:
 
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
-    """The images of a file, uint8 [n, H, W, C] each."""
-    if member.file.lower().endswith(".npy"):
+    """The images of a file, uint8 [n, H, W, C] each. Its content determines what it is.
+
+    Names matter only for files without a mark of their kind: batches of CIFAR-10 and what comes with them.
+    """
+    head = member.stream.peek(HEAD_BYTES)
+    kind = kind_of(head)
+    family = kind.family if kind and head else None
+    if family is Family.ARRAY or (family is None and member.file.lower().endswith(".npy")):
         yield from read_array(member.stream, member.name, limits)
-    elif cifar.is_batch(member.file):
-        yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
+    elif family is Family.PICKLE or cifar.is_batch(member.file):
+        if member.file not in cifar.COMPANIONS:
+            yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
     elif member.file not in cifar.COMPANIONS:
         yield decode_image(member.read(limits.max_image_bytes), member.name, limits)[None]
 

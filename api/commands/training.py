@@ -96,9 +96,7 @@ def _dataset(client: Client, text: str, test_as_validation: bool) -> str:
     if Path(text).exists():
         return send(client, Path(text), test_as_validation).id
     if test_as_validation:
-        raise typer.BadParameter(
-            "--test-as-validation is for images to upload; a dataset has its parts"
-        )
+        raise typer.BadParameter("--test-as-validation is for images to upload; a dataset has its parts")
     if not text.startswith("ds_"):
         raise typer.BadParameter(
             f"{text!r} is no file or folder here, and no dataset's id: `flowpp datasets list` lists these, as ds_..."
