@@ -165,7 +165,7 @@ def _zip(source: Path, limits: Limits) -> Iterator[Member]:
     size = source.stat().st_size
     meter = _Meter(limits, size)
     with _ZipFile(source, limits) as file, _open_zip(file, source.name) as archive:
-        entries = sorted(_named_entries(archive.infolist()), key=lambda found: found[0])
+        entries = sorted(_named_entries(file, archive.infolist()), key=lambda found: found[0])
         names = [_checked_entry(name, entry, size) for name, entry in entries]
         for (original, entry), name in zip(entries, names, strict=True):
             if not _is_folder(original, entry) and not _is_junk(name):
@@ -174,13 +174,17 @@ def _zip(source: Path, limits: Limits) -> Iterator[Member]:
 
 
 class _ZipFile(io.FileIO):
-    """A file that refuses to hand out a zip directory of too many entries, also where it claims to have fewer.
+    """A file that refuses to return a zip directory of too many entries, also if it claims to have fewer.
 
     zipfile reads the directory in one piece and then makes an object of each entry. Each begins with this signature.
+
+    It also takes away the mark of names that are UTF-8, by which zipfile refuses an archive with one that is not. So
+    zipfile decodes all names by code page 437, from which nothing is lost. `utf8_names` are those that had the mark.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path)
+        self.utf8_names: set[bytes] = set()
         self._most = min(limits.max_entries, limits.max_zip_entries)
         claimed = _claimed_entries(self)
         if claimed > self._most:
@@ -193,13 +197,30 @@ class _ZipFile(io.FileIO):
         data = super().read(size)
         if data.count(b"PK\1\2") > self._most:
             raise self._too_many("more entries")
-        return _with_true_flags(data) if data.startswith(b"PK\1\2") else data
+        if data.startswith(b"PK\1\2"):
+            return self._unmarked(data)
+        if size == _LOCAL_HEADER_BYTES and data.startswith(b"PK\3\4"):
+            return data[:7] + bytes([data[7] & ~(_UTF8 >> 8)]) + data[8:]
+        return data
+
+    def _unmarked(self, directory: bytes) -> bytes:
+        """A zip directory without the mark. APPNOTE.TXT 4.3.12: flags at 8, three lengths at 28, the name at 46."""
+        found, place = bytearray(directory), 0
+        while directory.startswith(b"PK\1\2", place) and place + 46 <= len(directory):
+            (flags,) = struct.unpack_from("<H", directory, place + 8)
+            name, extra, comment = struct.unpack_from("<3H", directory, place + 28)
+            if flags & _UTF8:
+                self.utf8_names.add(directory[place + 46 : place + 46 + name])
+                struct.pack_into("<H", found, place + 8, flags & ~_UTF8)
+            place += 46 + name + extra + comment
+        return bytes(found)
 
     def _too_many(self, what: str) -> BadImages:
         message = f"has {what} than the {self._most:,} that are accepted of a zip; send a tar, or an array, instead"
         return BadImages("too_many_entries", message)
 
 
+_LOCAL_HEADER_BYTES = 30
 _END, _END_BYTES, _LONGEST_COMMENT = b"PK\5\6", 22, 2**16 - 1
 _END64, _END64_BYTES, _LOCATOR_BYTES = b"PK\6\6", 56, 20
 
@@ -224,21 +245,6 @@ def _claimed_entries(file: io.FileIO) -> int:
     return int(entries)
 
 
-def _with_true_flags(directory: bytes) -> bytes:
-    """A zip directory in which names that are not UTF-8 are not marked as such: zipfile would refuse the archive.
-
-    APPNOTE.TXT 4.3.12: flags at 8, the lengths of name, extra field and comment at 28, the name at 46.
-    """
-    found, place = bytearray(directory), 0
-    while directory.startswith(b"PK\1\2", place) and place + 46 <= len(directory):
-        (flags,) = struct.unpack_from("<H", directory, place + 8)
-        name, extra, comment = struct.unpack_from("<3H", directory, place + 28)
-        if flags & _UTF8 and not _is_utf8(directory[place + 46 : place + 46 + name]):
-            struct.pack_into("<H", found, place + 8, flags & ~_UTF8)
-        place += 46 + name + extra + comment
-    return bytes(found)
-
-
 def _is_utf8(name: bytes) -> bool:
     try:
         name.decode()
@@ -247,19 +253,20 @@ def _is_utf8(name: bytes) -> bool:
     return True
 
 
-def _named_entries(entries: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+def _named_entries(file: _ZipFile, entries: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """The entries of a zip with their names.
 
-    The standard has names without a mark in code page 437, but macOS writes UTF-8 then: so they are read if all of them
-    can be. zipfile has decoded these by code page 437, from which nothing is lost.
+    The standard has names without a mark in code page 437, but macOS writes UTF-8 then: they are read as UTF-8 if all
+    of them can be.
     """
-    raw = {id(entry): entry.orig_filename.encode("cp437") for entry in entries if not entry.flag_bits & _UTF8}
-    encoding = "utf-8" if all(map(_is_utf8, raw.values())) else "cp437"
-    for entry in entries:
-        if name := raw.get(id(entry)):
-            yield _unicode_path(entry.extra, name) or name.decode(encoding), entry
-        else:
-            yield entry.orig_filename, entry
+    names = [entry.orig_filename.encode("cp437") for entry in entries]
+    encoding = "utf-8" if all(_is_utf8(name) for name in names if name not in file.utf8_names) else "cp437"
+    for entry, name in zip(entries, names, strict=True):
+        is_marked = name in file.utf8_names and _is_utf8(name)
+        yield (
+            _unicode_path(entry.extra, name) or name.decode("utf-8" if is_marked else encoding, "surrogateescape"),
+            entry,
+        )
 
 
 def _unicode_path(extra: bytes, name: bytes) -> str | None:
