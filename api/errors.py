@@ -102,7 +102,7 @@ REFUSALS: Mapping[str, ErrorCode] = {
         "See `errors`: it names what would have to hold.",
     ),
     "no_training_images": ErrorCode(
-        (422,), "All images of the dataset are for validation.", "Upload one with training images."
+        (422,), "All images of the dataset are for validation or test.", "Upload one with training images."
     ),
     "batch_larger_than_dataset": ErrorCode(
         (422,),
@@ -147,7 +147,6 @@ REFUSALS: Mapping[str, ErrorCode] = {
     # images and archives
     "not_an_image": ErrorCode((422,), "A file is no image of a kind that is read.", "Leave it out or convert it."),
     "unsupported_format": ErrorCode((422,), "An image is of a kind that is not read.", "Convert it to PNG."),
-    "mislabelled_image": ErrorCode((422,), "A file holds another kind of image than it is named.", "Rename it."),
     "damaged_image": ErrorCode((422,), "An image is truncated or damaged.", "Replace it or leave it out."),
     "animated_image": ErrorCode((422,), "A file holds more than one picture.", "Send single pictures."),
     "transparent_image": ErrorCode((422,), "An image has transparent pixels.", "Flatten it onto a background."),
@@ -158,8 +157,8 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "mixed_sizes": ErrorCode((422,), "The images are not all of one size and colour.", "Make them alike."),
     "ambiguous_split": ErrorCode(
         (422,),
-        "Folders or arrays say for some images, but not for all, whether they are for training or validation.",
-        "Put all of them into `train` and `validation`, or none.",
+        "Names of folders, arrays or files indicate for some images, but not for all, which part they are in.",
+        "Put all of them into `train`, `validation` and `test`, or none.",
     ),
     "unsupported_array": ErrorCode(
         (422,), "An array is no uint8 [N, H, W] or [N, H, W, C].", "Save one that is, by `np.save`."
@@ -180,7 +179,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "unsupported_archive": ErrorCode(
         (422,), "The archive is compressed in a way that is not read.", "Send a .zip, .tar or .tar.gz."
     ),
-    "nested_archive": ErrorCode((422,), "An archive is inside the archive.", "Put the images into one."),
+    "nested_archive": ErrorCode(
+        (422,), "An archive is inside an archive or among other files.", "Put the images into one archive."
+    ),
     "too_many_entries": ErrorCode(
         (422,),
         "The archive has more entries than are accepted.",

@@ -97,7 +97,7 @@ def run(output: Path, steps: int | None, console: Console) -> Summary:
         held_out_images=len(images),
         preset=PRESET,
         steps=metrics[-1]["step"],
-        training_images=dataset.num_images - dataset.num_validation,
+        training_images=dataset.num_images - dataset.num_validation - dataset.num_test,
         images_per_second=median(entry["images_per_second"] for entry in metrics if "images_per_second" in entry),
         training_seconds=job.finished_at - job.started_at,
         seconds=time.monotonic() - start,

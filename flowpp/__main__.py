@@ -58,7 +58,7 @@ class Device(StrEnum):
 IMAGES = "A folder or archive (.zip, .tar, .tar.gz) of images, .npy, .npz, CIFAR-10's archives, an image set or images."
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run directory for its best one.")]
 ImagesPath = Annotated[list[Path], typer.Option("--images", help=f"{IMAGES} May be repeated for several image files.")]
-SplitName = Annotated[Split, typer.Option(help="Which images of a set that has a validation split.")]
+SplitName = Annotated[Split, typer.Option(help="Which images of a set that has parts.")]
 DeviceName = Annotated[Device, typer.Option(help="Where to compute; auto is CUDA where there is one.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of all random numbers.")]
 BatchSize = Annotated[int, typer.Option(min=1, max=65_536, help="Images a forward pass; less where memory is short.")]
@@ -77,6 +77,9 @@ def train(
         ),
     ] = None,
     resume_from: Annotated[Path | None, typer.Option(help="Starts from a checkpoint of another run.")] = None,
+    test_as_validation: Annotated[
+        bool, typer.Option("--test-as-validation", help="Test images of --data choose the best checkpoint.")
+    ] = False,
     device: DeviceName = Device.AUTO,
     json_events: Annotated[bool, typer.Option("--json-events", help="JSON lines instead of a progress bar.")] = False,
 ) -> None:
@@ -89,8 +92,9 @@ def train(
     run = RunDirectory(run_directory)
     with stopping_on_signals() as stop:
         _device(device)
-        if data is None and (preset or steps or overrides or resume_from):
-            raise BadInput("--preset, --steps, --set and --resume-from begin a new run and need --data")
+        if data is None and (preset or steps or overrides or resume_from or test_as_validation):
+            message = "--preset, --steps, --set, --resume-from and --test-as-validation begin a new run and need --data"
+            raise BadInput(message)
         if data is None and not (run_directory / CONFIG).exists():
             raise BadInput(f"{run_directory} holds no run to go on with; begin one with --data IMAGES")
         from flowpp.processes import joined
@@ -105,7 +109,7 @@ def train(
                         pass
                 processes.leave()
             if data is not None:
-                declare_run(run, data, preset or "small", steps, overrides or [], resume_from)
+                declare_run(run, data, preset or "small", steps, overrides or [], resume_from, test_as_validation)
             processes.told(None)
             with _traced(), record(run, alone=processes.size == 1) as recorder:
                 total = run.config.training.steps

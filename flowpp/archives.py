@@ -6,6 +6,7 @@ Bytes are counted as they come out, whatever the headers claim.
 import gzip
 import io
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -13,15 +14,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 from flowpp import tar
 from flowpp.images import ACCEPTED, BadImages, Limits, too_many_bytes
+from flowpp.kinds import HEAD_BYTES, Family, kind_of
 
 _MAX_RATIO = 200  # bytes out for a byte in; pixels of photographs compress by less than 10
 _FREE_BYTES = 2**24  # bytes out before the ratio counts
-_JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
-_ARCHIVES = (b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf\x27\x1c", b"Rar!")
+_JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "icon\r"}
+_FOLDER = 0x10  # MS-DOS attribute of a zip entry
+_UTF8 = 0x800  # general purpose bit of a zip entry: its name is UTF-8
+_UNICODE_PATH = 0x7075  # extra field of Info-ZIP
+_READ = "archives that are read are .zip, .tar and .tar.gz"
 _DAMAGE = (
     EOFError,
     NotImplementedError,
@@ -39,7 +44,7 @@ class Member:
     """A file of a source: its path in there, with `/`, and its content, to be read before the next member."""
 
     name: str
-    stream: BinaryIO
+    stream: io.BufferedReader
 
     @property
     def file(self) -> str:
@@ -91,10 +96,10 @@ class _Metered(io.RawIOBase):
 
 
 def members(source: Path | Sequence[Path], limits: Limits) -> Iterator[Member]:
-    """The files of a folder, of a .zip, .tar or .tar.gz (told by content), of several files, or the one file itself.
+    """The files of a folder, of a .zip, .tar or .tar.gz (by its content), several files, or the one file itself.
 
     Folders and zip files come sorted by name, a tar in its own order. Hidden files and what macOS and Windows leave
-    behind are passed over. Raises `BadImages`.
+    behind are skipped. Bytes of names that are not UTF-8 are lone surrogates. Raises `BadImages`.
     """
     if not isinstance(source, Path):
         yield from _files([(path, path.name) for path in source], limits)
@@ -110,15 +115,18 @@ def _archive_or_file(source: Path, limits: Limits) -> Iterator[Member]:
     if source.stat().st_size > limits.max_bytes:
         raise BadImages("too_large", f"has more than the {limits.max_bytes:,} bytes that are accepted", source.name)
     with source.open("rb") as file:
-        head = file.read(512)
+        head = file.read(HEAD_BYTES)
         file.seek(0)
-        if head.startswith((b"PK\3\4", b"PK\5\6")):
+        kind = kind_of(head)
+        if kind and kind.name == "a zip archive":
             yield from _zip(source, limits)
-        elif head.startswith(b"\x1f\x8b"):
+        elif kind and kind.name == "a gzip file":
             with gzip.GzipFile(fileobj=file) as unzipped:
                 yield from _tar(unzipped, source, limits)
-        elif _is_tar(head):
+        elif tar.is_tar(head):
             yield from _tar(file, source, limits)
+        elif kind and kind.family is Family.OTHER_ARCHIVE:
+            raise BadImages("unsupported_archive", f"is {kind.name}; {_READ}", source.name)
         else:
             yield from _files([(source, source.name)], limits)
 
@@ -150,29 +158,33 @@ def _files(files: Sequence[tuple[Path, str]], limits: Limits) -> Iterator[Member
         if not path.is_file():
             raise BadImages("not_an_image", f"is no plain file; {ACCEPTED}", name)
         with path.open("rb") as file:
-            yield Member(name, io.BufferedReader(_Metered(file, meter, name)))
+            yield _member(name, _Metered(file, meter, name))
 
 
 def _zip(source: Path, limits: Limits) -> Iterator[Member]:
     size = source.stat().st_size
     meter = _Meter(limits, size)
     with _ZipFile(source, limits) as file, _open_zip(file, source.name) as archive:
-        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
-        names = [_checked_entry(entry, size) for entry in entries]
-        for entry, name in zip(entries, names, strict=True):
-            if not entry.is_dir() and not _is_junk(name):
+        entries = sorted(_named_entries(file, archive.infolist()), key=lambda found: found[0])
+        names = [_checked_entry(name, entry, size) for name, entry in entries]
+        for (original, entry), name in zip(entries, names, strict=True):
+            if not _is_folder(original, entry) and not _is_junk(name):
                 with _open_entry(archive, entry, name) as content:
-                    yield _inner_member(name, _Metered(content, meter, name))
+                    yield _member(name, _Metered(content, meter, name))
 
 
 class _ZipFile(io.FileIO):
-    """A file that refuses to hand out a zip directory of too many entries, also where it claims to have fewer.
+    """A file that refuses to return a zip directory of too many entries, also if it claims to have fewer.
 
     zipfile reads the directory in one piece and then makes an object of each entry. Each begins with this signature.
+
+    It also takes away the mark of names that are UTF-8, by which zipfile refuses an archive with one that is not. So
+    zipfile decodes all names by code page 437, from which nothing is lost. `utf8_names` are those that had the mark.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         super().__init__(path)
+        self.utf8_names: set[bytes] = set()
         self._most = min(limits.max_entries, limits.max_zip_entries)
         claimed = _claimed_entries(self)
         if claimed > self._most:
@@ -185,13 +197,30 @@ class _ZipFile(io.FileIO):
         data = super().read(size)
         if data.count(b"PK\1\2") > self._most:
             raise self._too_many("more entries")
+        if data.startswith(b"PK\1\2"):
+            return self._unmarked(data)
+        if size == _LOCAL_HEADER_BYTES and data.startswith(b"PK\3\4"):
+            return data[:7] + bytes([data[7] & ~(_UTF8 >> 8)]) + data[8:]
         return data
+
+    def _unmarked(self, directory: bytes) -> bytes:
+        """A zip directory without the mark. APPNOTE.TXT 4.3.12: flags at 8, three lengths at 28, the name at 46."""
+        found, place = bytearray(directory), 0
+        while directory.startswith(b"PK\1\2", place) and place + 46 <= len(directory):
+            (flags,) = struct.unpack_from("<H", directory, place + 8)
+            name, extra, comment = struct.unpack_from("<3H", directory, place + 28)
+            if flags & _UTF8:
+                self.utf8_names.add(directory[place + 46 : place + 46 + name])
+                struct.pack_into("<H", found, place + 8, flags & ~_UTF8)
+            place += 46 + name + extra + comment
+        return bytes(found)
 
     def _too_many(self, what: str) -> BadImages:
         message = f"has {what} than the {self._most:,} that are accepted of a zip; send a tar, or an array, instead"
         return BadImages("too_many_entries", message)
 
 
+_LOCAL_HEADER_BYTES = 30
 _END, _END_BYTES, _LONGEST_COMMENT = b"PK\5\6", 22, 2**16 - 1
 _END64, _END64_BYTES, _LOCATOR_BYTES = b"PK\6\6", 56, 20
 
@@ -216,9 +245,53 @@ def _claimed_entries(file: io.FileIO) -> int:
     return int(entries)
 
 
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _named_entries(file: _ZipFile, entries: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """The entries of a zip with their names.
+
+    The standard has names without a mark in code page 437, but macOS writes UTF-8 then: they are read as UTF-8 if all
+    of them can be.
+    """
+    names = [entry.orig_filename.encode("cp437") for entry in entries]
+    encoding = "utf-8" if all(_is_utf8(name) for name in names if name not in file.utf8_names) else "cp437"
+    for entry, name in zip(entries, names, strict=True):
+        is_marked = name in file.utf8_names and _is_utf8(name)
+        yield (
+            _unicode_path(entry.extra, name) or name.decode("utf-8" if is_marked else encoding, "surrogateescape"),
+            entry,
+        )
+
+
+def _unicode_path(extra: bytes, name: bytes) -> str | None:
+    """The name in the extra field for Unicode paths, if it is there and of this `name` (APPNOTE.TXT 4.6.9)."""
+    place = 0
+    while place + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, place)
+        content = extra[place + 4 : place + 4 + size]
+        if kind == _UNICODE_PATH and content[1:5] == struct.pack("<I", zlib.crc32(name)) and _is_utf8(content[5:]):
+            return content[5:].decode()
+        place += 4 + size
+    return None
+
+
+def _is_folder(name: str, entry: zipfile.ZipInfo) -> bool:
+    """Windows tools end folders with a backslash, or mark them by an attribute only."""
+    is_marked = entry.external_attr & _FOLDER or stat.S_ISDIR(entry.external_attr >> 16)
+    return name.endswith(("/", "\\")) or bool(is_marked and not entry.file_size)
+
+
 def _open_zip(file: _ZipFile, name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
+    except NotImplementedError as error:
+        raise BadImages("unsupported_archive", f"is a zip of a kind that is not read: {error!s:.200}", name) from error
     except _DAMAGE as error:
         raise BadImages("damaged_archive", f"is a truncated or damaged zip file: {error!s:.200}", name) from error
 
@@ -226,13 +299,15 @@ def _open_zip(file: _ZipFile, name: str) -> zipfile.ZipFile:
 def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> IO[bytes]:
     try:
         return archive.open(entry)
+    except NotImplementedError as error:
+        raise BadImages("unsupported_archive", f"is stored in a way that is not read: {error!s:.200}", name) from error
     except _DAMAGE as error:
         raise BadImages("damaged_archive", f"cannot be unpacked: {error!s:.200}", name) from error
 
 
-def _checked_entry(entry: zipfile.ZipInfo, archive_bytes: int) -> str:
-    """The entry's path. Raises `BadImages` where it is not a plain file or folder that can be read piecewise."""
-    name = _checked_name(entry.filename)
+def _checked_entry(original: str, entry: zipfile.ZipInfo, archive_bytes: int) -> str:
+    """The entry's path. Raises `BadImages` if it is not a plain file or folder that can be read piecewise."""
+    name = _checked_name(original, "/\\")
     if not 0 <= entry.header_offset < archive_bytes:
         raise BadImages("damaged_archive", "is said to lie outside the archive", name)
     if entry.flag_bits & 1:
@@ -240,45 +315,50 @@ def _checked_entry(entry: zipfile.ZipInfo, archive_bytes: int) -> str:
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BadImages("unsafe_archive", "is a link or a device; only plain files are read", name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadImages("unsupported_archive", "is compressed in a way that is not read; stored or deflated are", name)
+        method = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")
+        raise BadImages("unsupported_archive", f"is compressed by {method}; stored or deflated entries are read", name)
     return name
 
 
 def _tar(file: IO[bytes] | gzip.GzipFile, source: Path, limits: Limits) -> Iterator[Member]:
     stream = io.BufferedReader(_Metered(file, _Meter(limits, source.stat().st_size), source.name), 2**16)
-    if not _is_tar(stream.peek(512)):
-        raise BadImages("unsupported_archive", "is compressed but holds no tar archive; .tar.gz is read", source.name)
+    head = stream.peek(HEAD_BYTES)
+    if not tar.is_tar(head):
+        kind = kind_of(head)
+        message = f"is gzip of a file that is {kind.name if kind else 'no tar archive'}; send the file itself; {_READ}"
+        raise BadImages("unsupported_archive", message, source.name)
     for count, entry in enumerate(tar.read_entries(stream), start=1):
         if count > limits.max_entries:
             raise _too_many("entries", limits.max_entries)
-        name = _checked_name(entry.name)
+        name = _checked_name(entry.name, "/")
         if entry.kind not in (tar.FILE, tar.FOLDER):
             raise BadImages("unsafe_archive", "is a link, a device or a sparse file; only plain files are read", name)
         if entry.kind == tar.FILE and not _is_junk(name):
-            yield _inner_member(name, entry.content)
+            yield _member(name, entry.content)
 
 
-def _is_tar(head: bytes) -> bool:
-    empty = len(head) >= 512 and not any(head[:512])
-    return empty or head[257:262] == b"ustar"
-
-
-def _inner_member(name: str, content: io.RawIOBase) -> Member:
+def _member(name: str, content: io.RawIOBase) -> Member:
+    """A file among others. Raises `BadImages` for an archive."""
     stream = io.BufferedReader(content, 2**16)
-    head = stream.peek(512)
-    if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
-        raise BadImages("nested_archive", "is an archive inside the archive; put the images into one", name)
+    head = stream.peek(HEAD_BYTES)
+    kind = kind_of(head)
+    if (kind and kind.family in (Family.ARCHIVE, Family.OTHER_ARCHIVE)) or (any(head) and tar.is_tar(head)):
+        message = f"is an archive among other files ({kind.name if kind else 'tar'}); put the images into one archive"
+        raise BadImages("nested_archive", message, name)
     return Member(name, stream)
 
 
-def _checked_name(name: str) -> str:
-    """The entry's path without `./`. Raises `BadImages` where it leads out of the archive."""
-    if not name:
+_WINDOWS_DRIVE = re.compile(r"[A-Za-z]:(?:/|[^/]*$)")
+
+
+def _checked_name(name: str, separators: str) -> str:
+    """The entry's path, with `/` only and without `./`. Raises `BadImages` if it leads out of the archive."""
+    if not name.strip("\0"):
         raise BadImages("damaged_archive", "the archive has an entry without a name")
     path = name.replace("\\", "/")
-    parts = path.split("/")
-    if path.startswith("/") or ".." in parts or parts[0].endswith(":"):
+    if path.startswith("/") or ".." in path.split("/") or _WINDOWS_DRIVE.match(path):
         raise BadImages("unsafe_archive", "leads out of the archive; names must be relative and without ..", name)
+    parts = (path if "\\" in separators else name).split("/")
     plain = "/".join(part for part in parts if part not in ("", "."))
     return name if plain == name else plain  # one string for both, of which there may be many
 

@@ -1,8 +1,9 @@
 """Image arrays in .npy form, read from a stream piece by piece."""
 
 import io
+import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -10,15 +11,23 @@ from numpy.lib import format as npy
 from flowpp.images import BadImages, Limits, check_size
 
 _PIECE_BYTES = 2**22
+_MAX_HEADER_BYTES = 10_000  # as numpy.load has it; uint8 needs no more than 128
 _EXPECTED = "expected is uint8 [N, H, W] or [N, H, W, C] in C order, C 1 or 3, saved by np.save without pickle"
+_CHANNELS = (1, 3, 4)  # of images, as far as people save them
+_LABELS = re.compile(r"(?<![a-z])(?:y|label|labels|target|targets|class|classes|attr|attributes)(?![a-z])")
 
 
 def read_array(stream: BinaryIO, name: str, limits: Limits) -> Iterator[np.ndarray]:
     """The images of a .npy file of uint8 [N, H, W] or [N, H, W, C], in pieces of [n, H, W, C].
 
-    The header is held against `limits` before anything of its size is allocated. Raises `BadImages`.
+    Nothing comes of an array of labels: one of [N] or [N, K] that is named so, as `y_train` is. The header is checked
+    against `limits` before anything of its size is allocated. Raises `BadImages`.
     """
-    count, height, width, channels = _image_shape(read_header(stream, name), name, limits)
+    header = _header(stream, name)
+    if len(header.shape) in (1, 2) and _LABELS.search(name.lower()):
+        return
+    _check_layout(header, name)
+    count, height, width, channels = _image_shape(header.shape, name, limits)
     image_bytes = height * width * channels
     piece = max(1, _PIECE_BYTES // image_bytes)
     for start in range(0, count, piece):
@@ -36,28 +45,83 @@ def read_header(stream: BinaryIO, name: str) -> tuple[int, ...]:
 
     Raises `BadImages`.
     """
-    start = stream.read(10)
-    if start[:8] != b"\x93NUMPY\1\0":  # a later version's header may have 4 GB, and uint8 needs none
-        raise BadImages("damaged_array", f"is not in .npy format 1.0; {_EXPECTED}", name)
-    header = start[8:] + stream.read(int.from_bytes(start[8:], "little"))
+    header = _header(stream, name)
+    _check_layout(header, name)
+    return header.shape
+
+
+class _Header(NamedTuple):
+    """What a .npy file declares."""
+
+    shape: tuple[int, ...]
+    is_column_major: bool
+    dtype: np.dtype
+
+
+def _header(stream: BinaryIO, name: str) -> _Header:
+    """The header of a .npy file, whose format is 1.0 to 3.0 (`numpy.lib.format`). Raises `BadImages`."""
+    start = stream.read(8)
+    if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise BadImages("damaged_array", f"is no .npy file of a known version; {_EXPECTED}", name)
+    length, read = (2, npy.read_array_header_1_0) if start[6] == 1 else (4, npy.read_array_header_2_0)
+    size = stream.read(length)
+    if int.from_bytes(size, "little") > (_MAX_HEADER_BYTES if length == 4 else 2**16):
+        raise BadImages("damaged_array", f"has a .npy header of more than {_MAX_HEADER_BYTES:,} bytes", name)
+    header = size + stream.read(int.from_bytes(size, "little"))
     try:
-        shape, column_major, dtype = npy.read_array_header_1_0(io.BytesIO(header))
+        return _Header(*read(io.BytesIO(header)))
     except Exception as error:  # numpy lets through what Python's tokenizer and parser raise
         raise BadImages("damaged_array", f"has no .npy header that can be read; {_EXPECTED}", name) from error
-    if dtype != np.uint8 or column_major:
-        order = " in Fortran order" if column_major else ""
-        raise BadImages("unsupported_array", f"is {dtype} {list(shape)}{order}; {_EXPECTED}", name)
-    return shape
+
+
+def _check_layout(header: _Header, name: str) -> None:
+    shape, is_column_major, dtype = header
+    if dtype == np.uint8 and not is_column_major:
+        return
+    hint = ""
+    if dtype == np.uint8:
+        hint = "; np.ascontiguousarray gives C order"
+    elif dtype.kind == "f":
+        hint = "; save values of 0 to 255 by images.astype(np.uint8), and of 0 to 1 by (255 * images).round()"
+    elif dtype.kind == "b":
+        hint = "; save 255 * images.astype(np.uint8)"
+    elif dtype.kind in "iu":
+        hint = "; save images.astype(np.uint8) if the values are 0 to 255"
+    elif dtype.kind == "O":
+        hint = ", which are pickled, and pickles run code"
+    order = " in Fortran order" if is_column_major else ""
+    kind = "objects" if dtype.kind == "O" else dtype
+    raise BadImages("unsupported_array", f"is {kind} {list(shape)}{order}{hint}; {_EXPECTED}", name)
 
 
 def _image_shape(shape: tuple[int, ...], name: str, limits: Limits) -> tuple[int, int, int, int]:
     """(N, H, W, C), all within bounds."""
-    count, height, width, channels = (*shape, 1)[:4] if len(shape) in (3, 4) else (0, 0, 0, 0)
-    if channels not in (1, 3):
-        hint = "; move the channels last" if height in (1, 3) else ""
-        raise BadImages("unsupported_array", f"is uint8 {list(shape)}{hint}; {_EXPECTED}", name)
+    if hint := _other_layout(shape):
+        raise BadImages("unsupported_array", f"is uint8 {list(shape)}: {hint}; {_EXPECTED}", name)
+    count, height, width, channels = (*shape, 1)[:4]
     check_size(height, width, name)
     if not 0 <= count <= limits.max_images:
         message = f"declares {count:,} images; at most {limits.max_images:,} are accepted"
         raise BadImages("too_many_images", message, name)
     return count, height, width, channels
+
+
+def _other_layout(shape: tuple[int, ...]) -> str | None:
+    """What a shape is that does not mean images, and what to save instead; None for [N, H, W] and [N, H, W, C].
+
+    Three dimensions of which the first or last is a number of channels are one image, as far as anybody can tell.
+    """
+    match shape:
+        case (_, _, last) if last in _CHANNELS:
+            return "[H, W, C] is one image; stack images to [N, H, W, C]; narrow grey images are [N, H, W, 1]"
+        case (3 | 4 as first, _, _):
+            return f"[C, H, W] is one image; move channels last, stack images; {first} grey ones are [N, H, W, 1]"
+        case (_, 1 | 3 | 4, _, last) if last not in (1, 3):
+            return "[N, C, H, W] has the channels first; save images.transpose(0, 2, 3, 1)"
+        case (_, _, _, 1 | 3) | (_, _, _):
+            return None
+        case (_, _, _, 4):
+            return "it has an alpha channel; save images[..., :3] if all is opaque"
+        case (_, _):
+            return "[H, W] is one grey image, which is [1, H, W]; flat images are to be reshaped to [N, H, W, C]"
+    return f"it has {len(shape)} dimensions" if len(shape) != 4 else f"it has {shape[3]} channels"

@@ -1,4 +1,4 @@
-"""Image sets: one memory-mapped uint8 array of training and validation images, with a content hash.
+"""Image sets: one memory-mapped uint8 array of training, validation and test images, with a content hash.
 
 A directory holds an image set: `images.npy`, uint8 [N, H, W, C], and `manifest.json`, written last.
 """
@@ -24,7 +24,8 @@ from flowpp.archives import Member, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
 from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
-from flowpp.spool import PIECE_BYTES, Spool, arrange, check_form, too_many_images
+from flowpp.kinds import HEAD_BYTES, Family, kind_of
+from flowpp.spool import PIECE_BYTES, Arrangement, Spool, arrange, check_form, too_many_images
 
 __all__ = [
     "BadImages",
@@ -53,25 +54,28 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     num_images: int = Field(ge=1)
     num_validation: int = Field(ge=0)
+    num_test: int = Field(0, ge=0)
     shape: tuple[int, int, int]
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _split(self) -> Self:
-        if self.num_validation > self.num_images:
-            raise ValueError(f"num_validation ({self.num_validation}) exceeds num_images ({self.num_images})")
+        held_out = self.num_validation + self.num_test
+        if held_out > self.num_images:
+            raise ValueError(f"num_validation and num_test ({held_out}) exceed num_images ({self.num_images})")
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """`images`, a read-only memory map, uint8 [N, H, W, C]: training images first, `num_validation` others last.
+    """`images` is a read-only memory map, uint8 [N, H, W, C], of training, validation and test images in this order.
 
-    `sha256` is the hash of the shape, the split and the pixels, whatever files they came from.
+    Training never uses the test images. `sha256` is the hash of the shape, the split and the pixels.
     """
 
     images: np.ndarray
     num_validation: int
+    num_test: int
     sha256: str
     directory: Path
 
@@ -96,22 +100,32 @@ class ImageSet:
             raise _bad_image_set(directory, f"lacks {Path(error.filename).name}") from error
         except ValidationError as error:
             raise _bad_image_set(directory, " ".join(str(error).split())) from error
-        return cls(images, manifest.num_validation, manifest.sha256, directory)
+        return cls(images, manifest.num_validation, manifest.num_test, manifest.sha256, directory)
 
     @property
     def training(self) -> np.ndarray:
-        """The training images, uint8 [N - num_validation, H, W, C]."""
-        return self.images[: len(self.images) - self.num_validation]
+        """The training images, uint8 [num_training, H, W, C]."""
+        return self.images[: self.num_training]
 
     @property
     def validation(self) -> np.ndarray:
         """The validation images, uint8 [num_validation, H, W, C]."""
-        return self.images[len(self.images) - self.num_validation :]
+        return self.images[self.num_training : len(self.images) - self.num_test]
+
+    @property
+    def test(self) -> np.ndarray:
+        """The test images, uint8 [num_test, H, W, C]."""
+        return self.images[len(self.images) - self.num_test :]
 
     @property
     def num_images(self) -> int:
-        """Training and validation images."""
+        """Training, validation and test images."""
         return len(self.images)
+
+    @property
+    def num_training(self) -> int:
+        """Training images."""
+        return len(self.images) - self.num_validation - self.num_test
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,7 +135,7 @@ class ImageSet:
 
     def verify(self) -> None:
         """Reads all pixels; raises `BadImages` where their hash is not `sha256`."""
-        digest = _digest(self.images.shape, self.num_validation)
+        digest = _digest(self.images.shape, self.num_validation, self.num_test)
         for piece in _pieces(self.images):
             digest.update(piece)
         if digest.hexdigest() != self.sha256:
@@ -134,18 +148,21 @@ def build_image_set(
     *,
     limits: Limits = DEFAULT_LIMITS,
     validation_fraction: float | None = None,
+    test_as_validation: bool = False,
 ) -> ImageSet:
     """Writes the images of `source` to the new `directory`, wholly or not at all.
 
     `source` is a folder, a .zip, .tar or .tar.gz archive (all three: of images, of .npy arrays or of CIFAR-10's
     official batches), a .npy or .npz file, an image file, or several files. Arrays are uint8 [N, H, W] or
-    [N, H, W, C]. Images are sorted by name.
+    [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
 
-    Where folders or arrays are named `train` and `validation` (or `val`, `test`), and in CIFAR-10, these are the
-    split. Else `validation_fraction` of the images (0.1 by default; at least one image of two or more, where the
-    fraction is not 0) is chosen at random, by the same seed each time, for validation.
+    Names of folders, arrays and files are the split if they contain words such as `train`, `val` and `test`
+    (`flowpp.splits`), and so are CIFAR-10's batches. Without a validation part, `validation_fraction` of the training
+    images (0.1 by default; at least one image of two or more, unless the fraction is 0) is chosen at random for it,
+    by the same seed each time. Test images are stored, but training uses them only if `test_as_validation` makes
+    them the validation part, as papers do that report results on CIFAR-10.
 
-    Raises `BadImages` where images cannot be taken, and `FileExistsError` where `directory` exists.
+    Raises `BadImages` if images cannot be taken, and `FileExistsError` if `directory` exists.
     """
     if validation_fraction is not None and not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction is {validation_fraction}; it must be at least 0 and less than 1")
@@ -154,29 +171,34 @@ def build_image_set(
         for member in members(source, limits):
             for images in read_member(member, limits):
                 spool.append(member.name, images)
-        _write(unfinished, spool, validation_fraction)
+        _write(unfinished, spool, arrange(spool.segments, validation_fraction, test_as_validation))
     return ImageSet.open(directory)
 
 
-def open_image_set(source: Path, cache: Path | None = None) -> ImageSet:
+def open_image_set(source: Path, cache: Path | None = None, *, test_as_validation: bool = False) -> ImageSet:
     """The image set in the directory `source`, or the one built of `source`, and kept in the folder `cache`.
 
     In the cache it is found again as long as no file of `source` changes. Without a cache it is built in a temporary
-    directory that lasts as long as the result. Raises `BadImages`.
+    directory that lasts as long as the result. `test_as_validation` is for sources that are built. Raises `BadImages`.
     """
     if (source / MANIFEST).is_file() and (source / IMAGES).is_file():
+        if test_as_validation:
+            message = "is an image set, whose parts are fixed; build it again from its images with test_as_validation"
+            raise BadImages("ambiguous_split", message, str(source))
         return ImageSet.open(source)
     if cache is None:
         temporary = Path(tempfile.mkdtemp(prefix="flowpp-"))
         try:
-            image_set = build_image_set(source, temporary / "images")
+            image_set = build_image_set(source, temporary / "images", test_as_validation=test_as_validation)
         except BaseException:
             shutil.rmtree(temporary)
             raise
         weakref.finalize(image_set, shutil.rmtree, temporary)
         return image_set
-    directory = cache / f"{source.name}-{_fingerprint(source)}"
-    return ImageSet.open(directory) if directory.exists() else build_image_set(source, directory)
+    directory = cache / f"{source.name}-{_fingerprint(source, test_as_validation)}"
+    if directory.exists():
+        return ImageSet.open(directory)
+    return build_image_set(source, directory, test_as_validation=test_as_validation)
 
 
 def read_images(files: Iterable[tuple[str, bytes]], limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -196,28 +218,34 @@ def read_images(files: Iterable[tuple[str, bytes]], limits: Limits = DEFAULT_LIM
 
 def content_sha256(images: np.ndarray) -> str:
     """The hash of images, uint8 [N, H, W, C]: that of an image set of them, all for training."""
-    digest = _digest(images.shape, 0)
+    digest = _digest(images.shape, 0, 0)
     for piece in _pieces(images):
         digest.update(piece)
     return digest.hexdigest()
 
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
-    """The images of a file, uint8 [n, H, W, C] each."""
-    if member.file.lower().endswith(".npy"):
+    """The images of a file, uint8 [n, H, W, C] each. Its content determines what it is.
+
+    Names matter only for files without a mark of their kind: batches of CIFAR-10 and what comes with them.
+    """
+    head = member.stream.peek(HEAD_BYTES)
+    kind = kind_of(head)
+    family = kind.family if kind and head else None
+    if family is Family.ARRAY or (family is None and member.file.lower().endswith(".npy")):
         yield from read_array(member.stream, member.name, limits)
-    elif cifar.is_batch(member.file):
-        yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
+    elif family is Family.PICKLE or cifar.is_batch(member.file):
+        if member.file not in cifar.COMPANIONS:
+            yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
     elif member.file not in cifar.COMPANIONS:
         yield decode_image(member.read(limits.max_image_bytes), member.name, limits)[None]
 
 
-def _write(directory: Path, spool: Spool, validation_fraction: float | None) -> None:
+def _write(directory: Path, spool: Spool, arrangement: Arrangement) -> None:
     """Writes the images in their order, then the manifest."""
-    form = spool.form()
-    order, num_validation = arrange(spool.segments, validation_fraction)
-    shape = (len(order), *form)
-    digest = _digest(shape, num_validation)
+    order, num_validation, num_test = arrangement
+    shape = (len(order), *spool.form())
+    digest = _digest(shape, num_validation, num_test)
     with new_file(directory / IMAGES) as file:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for piece in spool.read(order):
@@ -227,6 +255,7 @@ def _write(directory: Path, spool: Spool, validation_fraction: float | None) -> 
     manifest = Manifest(
         num_images=len(order),
         num_validation=num_validation,
+        num_test=num_test,
         shape=(channels, height, width),
         sha256=digest.hexdigest(),
     )
@@ -234,9 +263,12 @@ def _write(directory: Path, spool: Spool, validation_fraction: float | None) -> 
         file.write(manifest.model_dump_json(indent=2).encode())
 
 
-def _digest(shape: tuple[int, ...], num_validation: int) -> "hashlib._Hash":
+def _digest(shape: tuple[int, ...], num_validation: int, num_test: int) -> "hashlib._Hash":
     """The content hash before any pixel."""
-    return hashlib.sha256(json.dumps({"shape": shape, "num_validation": num_validation}).encode())
+    split = {"shape": shape, "num_validation": num_validation}
+    if num_test:  # sets without test images keep the hash that they had before there were any
+        split["num_test"] = num_test
+    return hashlib.sha256(json.dumps(split).encode())
 
 
 def _pieces(images: np.ndarray) -> Iterator[bytes]:
@@ -246,12 +278,13 @@ def _pieces(images: np.ndarray) -> Iterator[bytes]:
         yield images[start : start + length].tobytes()
 
 
-def _fingerprint(source: Path) -> str:
-    """Changes when a file of `source` does, 16 hex digits."""
+def _fingerprint(source: Path, test_as_validation: bool) -> str:
+    """16 hex digits that change when a file of `source` does, or what is made of it."""
     files = [path for path, _ in walk(source, DEFAULT_LIMITS)] if source.is_dir() else [source]
     if not source.exists():
         raise BadImages("no_such_file", "there is no such file or folder", str(source))
-    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    states: list[object] = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    states += ["test as validation"] * test_as_validation
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 

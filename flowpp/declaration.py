@@ -13,7 +13,13 @@ from flowpp.run_directory import CONFIG, RunConfig, RunDirectory, find_checkpoin
 
 
 def declare_run(
-    run: RunDirectory, data: Path, preset: str, steps: int | None, overrides: list[str], resume_from: Path | None
+    run: RunDirectory,
+    data: Path,
+    preset: str,
+    steps: int | None,
+    overrides: list[str],
+    resume_from: Path | None,
+    test_as_validation: bool,
 ) -> None:
     """Writes config.json of a new run, for the shape of the images of `data`."""
     if (run.path / CONFIG).exists():
@@ -30,9 +36,17 @@ def declare_run(
     origin = None if resume_from is None else str(find_checkpoint(resume_from).resolve())
     existed = run.path.exists()
     try:
-        shape = open_image_set(data, run.images).shape
+        shape = open_image_set(data, run.images, test_as_validation=test_as_validation).shape
         resolved = resolve_model(preset, model, shape)
-        run.write_config(RunConfig(model=resolved, training=recipe, data=str(data.resolve()), resume_from=origin))
+        run.write_config(
+            RunConfig(
+                model=resolved,
+                training=recipe,
+                data=str(data.resolve()),
+                resume_from=origin,
+                test_as_validation=test_as_validation,
+            )
+        )
     except BaseException:
         if not existed:
             shutil.rmtree(run.path, ignore_errors=True)

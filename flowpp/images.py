@@ -5,10 +5,12 @@ import math
 import threading
 import warnings
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from flowpp.kinds import Family, kind_of
+from flowpp.metadata import PlainImage, plain_image
 
 MAX_SIDE = 256
 """Greatest height and width of an image in pixels, as `ModelConfig` has it."""
@@ -57,6 +59,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= 160 else f"{name[:80]}...{name[-80:]}"
 
 
+def displayed(name: str) -> str:
+    """`name` as text that can be encoded and printed; different names stay different.
+
+    Backslashes, characters that are not printable, and bytes of names that are not UTF-8 (lone surrogates) are escaped
+    as in Python.
+    """
+    return _escaped(name.replace("\\", "\\\\"))
+
+
 def _escaped(text: str) -> str:
     """`text` without what would write to a terminal or break a line of a log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -76,9 +87,8 @@ SUFFIXES = {
     ".tiff": "TIFF",
     ".gif": "GIF",
 }
-"""The formats that files are named after; of them, GIF is refused."""
+"""Suffixes of image files and their formats; GIF is not read."""
 
-_PNG_END = b"IEND\xaeB`\x82"
 _TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
 _MAX_SCANS = 100  # of a JPEG: progressive ones have 10; thousands fit into a small file and take seconds
 _COLOURS = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
@@ -89,20 +99,22 @@ _pillow = threading.Lock()  # warnings.catch_warnings changes the whole process,
 def decode_image(data: bytes, name: str, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The image of a file's bytes, uint8 [H, W, C] with C 1 (grey) or 3 (RGB).
 
-    The format is told by the content; a suffix of `name` that claims another one is refused. Pixels come as a
-    viewer shows them: the EXIF orientation is applied, a palette is looked up, a fully opaque alpha channel
-    dropped; colour profiles are not applied. Refused are damaged, animated, deep (16-bit), CMYK, transparent,
-    too large and too small images. Raises `BadImages`.
+    The content determines the format, whatever the name. Pixels come as a viewer shows them: the EXIF orientation is
+    applied, a palette is looked up, a fully opaque alpha channel dropped. Other metadata are ignored, colour profiles
+    too. Damaged, animated, deep (16-bit), CMYK, transparent, too large and too small images are refused. Raises
+    `BadImages`.
     """
     file_format = _sniff(data, name)
     if len(data) > limits.max_image_bytes:
         raise too_many_bytes(name, limits.max_image_bytes)
     with _pillow, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow warns of is either harmless metadata or checked here
+        warnings.simplefilter("ignore")  # what Pillow warns of is checked here
         try:
-            return _pixels(data, file_format, name)
+            return _pixels(plain_image(data, file_format), file_format, name)
         except BadImages:
             raise
+        except NotImplementedError as error:
+            raise BadImages("unsupported_format", f"{error!s:.200}; {ACCEPTED}", name) from error
         except Image.DecompressionBombError as error:
             raise BadImages("image_too_large", f"is far too large; {ACCEPTED}", name) from error
         except Exception as error:  # on damaged files Pillow's decoders raise nearly everything
@@ -155,48 +167,39 @@ def too_many_bytes(name: str, most: int) -> BadImages:
 
 
 def _sniff(data: bytes, name: str) -> str:
-    actual = _format(data)
-    claimed = SUFFIXES.get(PurePosixPath(name).suffix.lower())
-    if actual is None:
-        looks = f"is named like {claimed} but is not" if claimed else "is not an image we know"
-        raise BadImages("not_an_image", f"{looks}; {ACCEPTED}", name)
-    if claimed not in (None, actual):
-        raise BadImages("mislabelled_image", f"is named like {claimed} but holds {actual}; rename it", name)
-    if actual == "GIF":
-        raise BadImages("unsupported_format", f"is GIF; {ACCEPTED}", name)
-    return actual
+    """The format of an image that is read. Raises `BadImages` for other files, and names what they are."""
+    kind = kind_of(data)
+    if kind is None:
+        raise BadImages("not_an_image", f"is not an image of a known kind; {ACCEPTED}", name)
+    if kind.family is Family.OTHER_IMAGE:
+        raise BadImages("unsupported_format", f"is {kind.name}; {ACCEPTED}", name)
+    if kind.family is not Family.IMAGE:
+        raise BadImages("not_an_image", f"is {kind.name}; {ACCEPTED}", name)
+    return kind.name
 
 
-def _format(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WebP"
-    if data.startswith(b"BM") and data[6:10] == bytes(4):
-        return "BMP"
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return "TIFF"
-    return "GIF" if data.startswith((b"GIF87a", b"GIF89a")) else None
-
-
-def _pixels(data: bytes, file_format: str, name: str) -> np.ndarray:
-    if file_format == "PNG":
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            check_size(image.height, image.width, name)
-            image.verify()  # every chunk up to the last; loading stops at the last pixel
-        if _PNG_END not in data:
-            raise BadImages("damaged_image", "is a truncated PNG image", name)
-    with Image.open(io.BytesIO(data), formats=[file_format]) as image:
-        check_size(image.height, image.width, name)
-        if getattr(image, "is_animated", False):
-            raise BadImages("animated_image", f"holds more than one picture; {ACCEPTED}", name)
-        _check_encoding(image, data, name)
+def _pixels(plain: PlainImage, file_format: str, name: str) -> np.ndarray:
+    if plain.pictures > 1:
+        raise BadImages("animated_image", f"holds more than one picture; {ACCEPTED}", name)
+    with Image.open(io.BytesIO(plain.data), formats=[file_format]) as image:
+        check_size(*_viewed_size(image, plain.orientation), name)
+        _check_encoding(image, plain.data, name)
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        pixels = np.asarray(_opaque(upright, name).convert(_COLOURS[_base(image)]))
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        pixels = np.asarray(_opaque(image, name).convert(_COLOURS[_base(image)]))
+    return _upright(pixels[..., None] if pixels.ndim == 2 else pixels, plain.orientation)
+
+
+def _viewed_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """(height, width) of the image as a viewer shows it."""
+    return (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The image as a viewer shows it, uint8 [H, W, C]; EXIF 2.3, tag 0x0112, where its first row and column lie."""
+    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(turned[::rows, ::columns])
 
 
 def _check_encoding(image: Image.Image, data: bytes, name: str) -> None:

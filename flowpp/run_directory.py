@@ -41,6 +41,7 @@ class RunConfig(Frozen):
     resume_from: str | None = Field(
         None, description="Warm start: the checkpoint directory whose weights and average the run begins with."
     )
+    test_as_validation: bool = Field(False, description="The test images of `data` are the validation part.")
 
 
 class Result(Frozen):

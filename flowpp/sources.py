@@ -11,6 +11,7 @@ import numpy as np
 from flowpp.archives import members
 from flowpp.config import ModelConfig
 from flowpp.data import IMAGES, MANIFEST, BadImages, Limits, content_sha256, open_image_set, read_member
+from flowpp.images import displayed
 from flowpp.spool import check_form, too_many_images
 
 LIMITS = Limits(max_images=1_000_000, max_uncompressed_bytes=4 * 2**30)
@@ -26,6 +27,7 @@ class Split(StrEnum):
     ALL = "all"
     TRAINING = "training"
     VALIDATION = "validation"
+    TEST = "test"
 
 
 class Images(NamedTuple):
@@ -47,6 +49,7 @@ def open_images(sources: Sequence[Path], split: Split) -> Images:
             Split.ALL: image_set.images,
             Split.TRAINING: image_set.training,
             Split.VALIDATION: image_set.validation,
+            Split.TEST: image_set.test,
         }[split]
         if not len(images):
             raise BadImages("no_images", f"has no {split} images", str(sources[0]))
@@ -89,7 +92,8 @@ def _read(source: Path | Sequence[Path]) -> tuple[list[str], np.ndarray]:
             parts.append(part)
             check_form(member.name, part.shape[1:], names[0] if names else member.name, parts[0].shape[1:])
         n = sum(map(len, of_file))
-        names += [member.name] if n == 1 else [f"{member.name}[{index}]" for index in range(n)]
+        name = displayed(member.name)
+        names += [name] if n == 1 else [f"{name}[{index}]" for index in range(n)]
         if len(names) > LIMITS.max_images:
             raise too_many_images(LIMITS)
     if not names:

@@ -4,15 +4,13 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from flowpp import cifar
 from flowpp.images import BadImages, Limits, shortened
+from flowpp.splits import Part, parts_by_name
 
-_ROLES = {"train": "training", "training": "training", "validation": "validation", "val": "validation", "test": "test"}
 _DEFAULT_FRACTION = 0.1
 _SPLIT_SEED = 0
 
@@ -27,16 +25,6 @@ class Segment:
     name: str
     start: int
     count: int
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """The folders that the file is in; an array's name and CIFAR-10's batches count as such."""
-        *folders, file = self.name.split("/")
-        if cifar.is_batch(file):
-            folders.append("test" if file.startswith("test") else "train")
-        elif file.lower().endswith(".npy"):
-            folders.append(PurePosixPath(file).stem)
-        return tuple(folders)
 
 
 class Spool:
@@ -65,9 +53,7 @@ class Spool:
         self._file.write(np.ascontiguousarray(images).data)
 
     def form(self) -> tuple[int, ...]:
-        """(H, W, C) of all images. Raises `BadImages` where there are none."""
-        if not self._count:
-            raise BadImages("no_images", "there are no images in it")
+        """(H, W, C) of all images."""
         return self._form
 
     def read(self, order: np.ndarray) -> Iterator[bytes]:
@@ -96,49 +82,54 @@ def too_many_images(limits: Limits) -> BadImages:
     return BadImages("too_many_images", f"there are more than the {limits.max_images:,} images that are accepted")
 
 
-def arrange(segments: list[Segment], validation_fraction: float | None) -> tuple[np.ndarray, int]:
-    """The spool's image numbers in the order of the set, int64 [N], and how many at the end are for validation."""
+class Arrangement(NamedTuple):
+    """The order of a set: `order`, int64 [N], are numbers of the spool: training, validation, test images."""
+
+    order: np.ndarray
+    num_validation: int
+    num_test: int
+
+
+def arrange(segments: list[Segment], validation_fraction: float | None, test_as_validation: bool) -> Arrangement:
+    """Sorts images by name into their parts.
+
+    Without a validation part, some training images are chosen for it at random. Raises `BadImages`.
+    """
+    if not segments:
+        raise BadImages("no_images", "there are no images in it")
     segments = sorted(segments, key=lambda segment: segment.name)
     counts = np.array([segment.count for segment in segments])
     skipped = np.array([segment.start for segment in segments]) - np.concatenate([[0], np.cumsum(counts)[:-1]])
     order = np.repeat(skipped, counts) + np.arange(counts.sum())
-    held_out = _named_split(segments)
-    if held_out is None:
-        chosen = _random_split(len(order), validation_fraction)
+    parts = parts_by_name([segment.name for segment in segments], counts.tolist())
+    parts = parts or [Part.TRAINING] * len(segments)
+    if test_as_validation:
+        parts = _test_as_validation(parts)
+    training, validation, test = (
+        order[np.repeat([part is wanted for part in parts], counts)]
+        for wanted in (Part.TRAINING, Part.VALIDATION, Part.TEST)
+    )
+    if not len(validation):
+        chosen = _random_split(len(training), validation_fraction)
+        training, validation = training[~chosen], training[chosen]
     elif validation_fraction is not None:
         raise BadImages("ambiguous_split", "the images bring their own validation part; leave validation_fraction out")
-    else:
-        chosen = np.repeat(held_out, counts)
-    return np.concatenate([order[~chosen], order[chosen]]), int(chosen.sum())
+    return Arrangement(np.concatenate([training, validation, test]), len(validation), len(test))
 
 
-def _named_split(segments: list[Segment]) -> np.ndarray | None:
-    """Which segments are for validation by their folders, bool; None where folders do not say."""
-    folders = [segment.folders for segment in segments]
-    depth = _common_depth(folders)
-    roles = [_ROLES.get(path[depth].lower()) if len(path) > depth else None for path in folders]
-    if "training" not in roles or not {"validation", "test"} & set(roles):
-        return None
-    if {"validation", "test"} <= set(roles):
-        message = "there is a validation and a test part beside the training part; leave one of them out"
-        raise BadImages("ambiguous_split", message)
-    if None in roles:
-        message = "is in neither the training nor the validation part"
-        raise BadImages("ambiguous_split", message, segments[roles.index(None)].name)
-    return np.array([role != "training" for role in roles])
-
-
-def _common_depth(paths: list[tuple[str, ...]]) -> int:
-    """How many folders at the beginning all paths share. The first and the last in order share the least."""
-    first, last = min(paths), max(paths)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+def _test_as_validation(parts: list[Part]) -> list[Part]:
+    if Part.VALIDATION in parts:
+        raise BadImages("ambiguous_split", "the images bring their own validation part; leave test_as_validation out")
+    if Part.TEST not in parts:
+        raise BadImages("ambiguous_split", "the images bring no test part; leave test_as_validation out")
+    return [Part.VALIDATION if part is Part.TEST else part for part in parts]
 
 
 def _random_split(count: int, fraction: float | None) -> np.ndarray:
     chosen = np.zeros(count, bool)
     wanted = round(count * (_DEFAULT_FRACTION if fraction is None else fraction))
     if fraction != 0:
-        wanted = min(max(1, wanted), count - 1)
+        wanted = max(0, min(max(1, wanted), count - 1))
     chosen[np.random.RandomState(_SPLIT_SEED).permutation(count)[:wanted]] = True  # a stream frozen for good
     return chosen
 

@@ -51,6 +51,16 @@ class Entry:
     content: Content
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether the first 512 bytes of a file are a tar header, of any format, or the end marker of an empty archive."""
+    if len(head) < _BLOCK:
+        return False
+    try:
+        return not any(head[:_BLOCK]) or head[257:262] == b"ustar" or _checked_size(head[:_BLOCK]) >= 0
+    except BadImages:
+        return False
+
+
 def read_entries(stream: BinaryIO) -> Iterator[Entry]:
     """The entries of an uncompressed tar stream; each must be used before the next is asked for.
 
@@ -113,7 +123,8 @@ def _name(header: bytes) -> str:
 
 
 def _text(data: bytes) -> str:
-    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    """Names are bytes of any encoding: those that are not UTF-8 become lone surrogates, from which nothing is lost."""
+    return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def _extension(stream: BinaryIO, size: int) -> bytes:
@@ -135,7 +146,7 @@ def _pax(data: bytes) -> dict[str, str]:
         key, equals, value = record.partition(b"=")
         if not (space and equals and length <= len(data) and value.endswith(b"\n")):
             raise _damaged("has a PAX header that cannot be read")
-        records[_text(key)] = value[:-1].decode("utf-8", "backslashreplace")
+        records[_text(key)] = value[:-1].decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
 

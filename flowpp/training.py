@@ -286,13 +286,17 @@ def _prepare(
         raise ValueError("model, training and images belong together: give all three, or none to go on with a run")
     config = run.config
     try:
-        image_set = images if isinstance(images, ImageSet) else open_image_set(Path(config.data), run.images)
+        image_set = images if isinstance(images, ImageSet) else _open(config, run)
         check_shape(image_set.shape, config.model)
     except BadImages as error:
         raise TrainingError("bad_dataset", str(error)) from error
     if not len(image_set.training):
-        raise TrainingError("bad_dataset", f"{config.data} holds no training images: all are for validation")
+        raise TrainingError("bad_dataset", f"{config.data} holds no training images: by their names all are held out")
     return run, config, image_set
+
+
+def _open(config: RunConfig, run: RunDirectory) -> ImageSet:
+    return open_image_set(Path(config.data), run.images, test_as_validation=config.test_as_validation)
 
 
 def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) -> Path | None:

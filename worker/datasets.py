@@ -32,11 +32,17 @@ class Dataset(BaseModel):
     owner: str = Field(LOCAL, description="Whose key sent it.")
     created_at: float = Field(description="Unix seconds.")
     name: str | None = Field(None, description="The uploaded file's.")
-    num_images: int = Field(description="Training and validation images.")
-    num_validation: int
+    num_images: int = Field(description="Training, validation and test images.")
+    num_validation: int = Field(description="Images that validate a training and choose its best checkpoint.")
+    num_test: int = Field(0, description="Images that no training uses.")
     shape: Shape = Field(description="Channels, height, width.")
     bytes: int = Field(description="In the store.")
     sha256: str = Field(description="Of the pixels, whatever files they came from.")
+
+    @property
+    def num_training(self) -> int:
+        """Training images."""
+        return self.num_images - self.num_validation - self.num_test
 
 
 class Datasets:
@@ -57,6 +63,7 @@ class Datasets:
             name=name,
             num_images=image_set.num_images,
             num_validation=image_set.num_validation,
+            num_test=image_set.num_test,
             shape=image_set.shape,
             bytes=image_set.images.nbytes,
             sha256=image_set.sha256,

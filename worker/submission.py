@@ -77,8 +77,11 @@ def submit_training(service: Service, request: TrainingRequest, terms: Terms = P
     """Queues a training job."""
     service.check_bytes(terms.caller)
     dataset = service.datasets.get(request.dataset, terms.caller.sees)
-    if dataset.num_images == dataset.num_validation:
-        raise Invalid("no_training_images", f"all images of dataset {dataset.id} are for validation", "dataset")
+    if not dataset.num_training:
+        message = (
+            f"all images of dataset {dataset.id} are held out, for validation or test, by the names they came with"
+        )
+        raise Invalid("no_training_images", message, "dataset")
     model, training = _configurations(request, dataset)
     if training.num_processes > (most := service.settings.max_processes):
         raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
@@ -250,7 +253,7 @@ def _check_memory(service: Service, model: ModelConfig, training: TrainingConfig
 
 def _check_batch(training: TrainingConfig, dataset: Dataset) -> None:
     """Raises `Invalid` where a batch would hold images more than once."""
-    most = dataset.num_images - dataset.num_validation
+    most = dataset.num_training
     if training.batch_size > most:
         message = f"a batch of {training.batch_size:,} images is more than the {most:,} training images of {dataset.id}"
         raise Invalid("batch_larger_than_dataset", f"{message}; choose {most:,} or less", "training.batch_size")

@@ -23,8 +23,10 @@ class Dataset(Answer):
     name: str | None
     """The uploaded file's."""
     num_images: int
-    """Training and validation images."""
+    """Training, validation and test images."""
     num_validation: int
+    num_test: int = 0
+    """Images that no training uses."""
     shape: tuple[int, int, int]
     """Channels, height, width."""
     bytes: int

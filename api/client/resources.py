@@ -15,12 +15,19 @@ INTAKE_SECONDS = 600  # the service decodes all images of an upload before it an
 
 class Datasets(Part[W]):
     @call
-    async def upload(self, source: Path, progress: Report | None = None) -> Dataset:
-        """Uploads an archive of images, an .npy or .npz file, an image, or a folder of images (as a zip)."""
+    async def upload(
+        self, source: Path, progress: Report | None = None, *, test_as_validation: bool = False
+    ) -> Dataset:
+        """Uploads an archive of images, an .npy or .npz file, an image, or a folder of images (as a zip).
+
+        With `test_as_validation`, the images that are named as test images are the validation part. Without it no
+        training uses them.
+        """
         with ExitStack() as opened:
             name, file = await self.way.run(partial(opened.enter_context, as_file(source)))
             files = [("file", (name, counted(file, progress)))]
-            return await self._transport.create(Dataset, "/v1/datasets", files=files, timeout=INTAKE_SECONDS)
+            data = {"test_as_validation": "true"} if test_as_validation else {}
+            return await self._transport.create(Dataset, "/v1/datasets", data=data, files=files, timeout=INTAKE_SECONDS)
 
     @call
     async def get(self, dataset_id: str) -> Dataset:

@@ -8,7 +8,7 @@ import typer
 
 from api.client import Client, Dataset
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, DatasetId, Key, Limit, Url
+from api.commands.options import AsJson, DatasetId, Key, Limit, TestAsValidation, Url
 from api.commands.output import errors, print_json, print_list, print_object, service_at, when
 from api.watch import transfer
 from flowpp.durable import replace_file
@@ -19,40 +19,44 @@ app = typer.Typer(no_args_is_help=True, help="Image sets of the service.")
 @app.command()
 def upload(
     source: Annotated[Path, typer.Argument(exists=True, readable=True, help="Folder, archive, .npy or .npz.")],
+    test_as_validation: TestAsValidation = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
     """Upload images; prints the dataset's id."""
     with service_at(url, key) as client:
-        dataset = send(client, source)
+        dataset = send(client, source, test_as_validation)
     if as_json:
         print_json(dataset)
     else:
         typer.echo(dataset.id)
 
 
-def send(client: Client, source: Path) -> Dataset:
-    """Uploads, and says what it was."""
+def send(client: Client, source: Path, test_as_validation: bool) -> Dataset:
+    """Uploads images and prints what was stored."""
     with transfer(errors, f"uploading {source.name}") as report:
-        dataset = client.datasets.upload(source, report)
+        dataset = client.datasets.upload(source, report, test_as_validation=test_as_validation)
     shape = "x".join(map(str, dataset.shape))
-    errors.print(f"uploaded {dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation")
+    test = f" and {dataset.num_test} for test, which no training uses" if dataset.num_test else ""
+    held_out = f"{dataset.num_validation} for validation{test}"
+    errors.print(f"uploaded {dataset.num_images} images of {shape}, of them {held_out}", soft_wrap=True)
     return dataset
 
 
 @app.command("list")
 def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List image sets: id, images, of them for validation, channels x height x width, when uploaded, name."""
+    """List image sets: id, images, of them for validation and test, channels x height x width, when uploaded, name."""
     with service_at(url, key) as client:
         print_list(
-            ("dataset", "images", "validation", "shape", "created", "name"),
+            ("dataset", "images", "validation", "test", "shape", "created", "name"),
             islice(client.datasets.list(), limit),
             as_json,
             lambda d: (
                 d.id,
                 str(d.num_images),
                 str(d.num_validation),
+                str(d.num_test),
                 "x".join(map(str, d.shape)),
                 when(d.created_at),
                 d.name or "",

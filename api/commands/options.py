@@ -26,6 +26,10 @@ CancelAfter = Annotated[
     str | None,
     typer.Option(metavar="DURATION", help="Cancel it where it has not finished by then: seconds, or 90s, 5m, 2h."),
 ]
+TestAsValidation = Annotated[
+    bool,
+    typer.Option("--test-as-validation", help="Images named as test images choose the best checkpoint."),
+]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait for its end.")]
 
 

@@ -16,6 +16,7 @@ from api.commands.options import (
     Key,
     Metadata,
     Preset,
+    TestAsValidation,
     Url,
     pairs,
     suggested_datasets,
@@ -42,6 +43,7 @@ def train(
             help="Warm start: begin with the weights of this checkpoint or job.",
         ),
     ] = None,
+    test_as_validation: TestAsValidation = False,
     metadata: Metadata = None,
     cancel_after: CancelAfter = None,
     detach: Detach = False,
@@ -61,7 +63,7 @@ def train(
     own = pairs(metadata)
     with service_at(url, key) as client:
         job = client.training_jobs.create(
-            dataset=_dataset(client, dataset),
+            dataset=_dataset(client, dataset, test_as_validation),
             model=changes["model"],
             training=changes["training"],
             resume_from=resume_from,
@@ -90,9 +92,11 @@ def follow(client: Client, job: Job, events: bool = False) -> Job:
         return client.jobs.get(job.id)
 
 
-def _dataset(client: Client, text: str) -> str:
+def _dataset(client: Client, text: str, test_as_validation: bool) -> str:
     if Path(text).exists():
-        return send(client, Path(text)).id
+        return send(client, Path(text), test_as_validation).id
+    if test_as_validation:
+        raise typer.BadParameter("--test-as-validation is for images to upload; a dataset has its parts")
     if not text.startswith("ds_"):
         raise typer.BadParameter(
             f"{text!r} is no file or folder here, and no dataset's id: `flowpp datasets list` lists these, as ds_..."

@@ -20,7 +20,7 @@ export async function show(body, { query, signal }) {
         bar.value = part;
         line.textContent = part < 1 ? `${Math.floor(100 * part)} % sent` : "sent; the service decodes and checks the images";
       }, signal);
-      fill(progress, element("p", { class: "done" }, `Uploaded ${count(dataset.num_images)} images, ${count(dataset.num_validation)} of them for validation.`));
+      fill(progress, element("p", { class: "done" }, `Uploaded ${count(dataset.num_images)} images, ${count(dataset.num_validation)} of them for validation${dataset.num_test ? `, ${count(dataset.num_test)} for test` : ""}.`));
       announce(`Uploaded ${dataset.num_images} images.`);
       await list();
     } catch (error) {
@@ -50,6 +50,6 @@ function item(dataset, signal) {
 }
 
 /** A dataset's images in words. */
-export function describe({ num_images: images, num_validation: validation, shape: [channels, height, width] }) {
-  return `${count(images)} images, ${count(validation)} for validation, ${width} × ${height}, ${channels === 1 ? "grey" : "RGB"}`;
+export function describe({ num_images: images, num_validation: validation, num_test: test, shape: [channels, height, width] }) {
+  return `${count(images)} images, ${count(validation)} for validation, ${test ? `${count(test)} for test, ` : ""}${width} × ${height}, ${channels === 1 ? "grey" : "RGB"}`;
 }

@@ -12,7 +12,7 @@ from api.dependencies import CallerOf, DatasetOf, ServiceOf
 from api.idempotency import Creation, CreationOf
 from api.routes.artifacts import Conditions
 from api.schemas import After, Limit, ListOf, Order, as_list
-from api.uploads import Upload, received, saved
+from api.uploads import Upload, invalid_field, received, saved
 from flowpp.data import build_image_set
 from flowpp.images import encode_png, image_grid
 from worker.datasets import Dataset
@@ -31,12 +31,19 @@ FORM = {
                     "properties": {
                         "file": {
                             "description": "A .zip, .tar or .tar.gz of images, .npy or .npz (uint8 [N, H, W(, C)]), "
-                            "one of CIFAR-10's official archives, or several image files (repeat the field). Folders "
-                            "or arrays named train and validation are the split; else a tenth is held out.",
+                            "one of CIFAR-10's official archives, or several image files (repeat the field). Names of "
+                            "folders, arrays and files such as train, val and test are the split. Without a validation "
+                            "part, a tenth of the training images becomes one.",
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                        }
+                        },
+                        "test_as_validation": {
+                            "description": "The images that are named as test images are the validation part. Without "
+                            "this no training uses them.",
+                            "type": "string",
+                            "enum": ["true", "false"],
+                        },
                     },
                 }
             }
@@ -44,6 +51,9 @@ FORM = {
     }
 }
 
+
+FIELDS = ("test_as_validation",)
+"""Text fields of the form."""
 
 SHEET: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}}, "description": "The images, a black pixel around each."},
@@ -59,7 +69,7 @@ async def upload(creation: CreationOf) -> Dataset:
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
         creation,
-        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images, ()) as form,
+        received(creation.request, "file", settings.max_upload_bytes, settings.max_request_images, FIELDS) as form,
         saved(form) as sent,
     ):
         dataset = await run_in_threadpool(_register, creation, sent)
@@ -70,12 +80,20 @@ async def upload(creation: CreationOf) -> Dataset:
 def _register(creation: Creation, sent: Upload) -> Dataset:
     service = creation.service
     claim = creation.claim(dict(sent.fields), sent.files)
+    test_as_validation = sent.fields.get("test_as_validation", "false")
+    if test_as_validation not in ("true", "false"):
+        raise invalid_field("test_as_validation", f"is {test_as_validation[:40]!r}; send true or false")
     if creation.existing:
         return service.datasets.get(creation.existing)
     paths = [path for _, path in sent.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = paths[0] if len(paths) == 1 else paths
-        image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
+        image_set = build_image_set(
+            source,
+            Path(directory) / "images",
+            limits=service.settings.dataset_limits,
+            test_as_validation=test_as_validation == "true",
+        )
         return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 
 

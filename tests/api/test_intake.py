@@ -65,7 +65,6 @@ PNG = encode_png(np.zeros((32, 32, 3), np.uint8))
 BAD_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no image": ("a.png", lambda: b"hello", "not_an_image"),
     "a truncated image": ("a.png", lambda: PNG[: len(PNG) // 2], "damaged_image"),
-    "a mislabelled image": ("a.png", lambda: image_file("JPEG"), "mislabelled_image"),
     "an animated image": ("a.webp", animated, "animated_image"),
     "a 16-bit image": ("a.png", lambda: image_file(mode="I;16"), "unsupported_depth"),
     "a CMYK image": ("a.jpg", lambda: image_file("JPEG", "CMYK"), "unsupported_colour"),
@@ -121,6 +120,30 @@ def test_a_dataset_is_registered_with_its_shape_split_and_hash(http: httpx.Clien
     assert http.delete(response.headers["location"]).status_code == 204
     assert http.get(response.headers["location"]).json()["code"] == "dataset_not_found"
     assert files_below(service.settings.data_directory) == []
+
+
+def test_test_images_validate_a_training_only_if_the_form_requests_it(http: httpx.Client) -> None:
+    files = {
+        "file": ("a.zip", zip_of({f"{part}/{index}.png": PNG for part in ("train", "test") for index in range(3)}))
+    }
+    parts = []
+    for fields in ({}, {"test_as_validation": "false"}, {"test_as_validation": "true"}):
+        dataset = http.post("/v1/datasets", files=files, data=fields).json()
+        parts.append((dataset["num_images"], dataset["num_validation"], dataset["num_test"]))
+    assert parts == [(6, 1, 3), (6, 1, 3), (6, 3, 0)]
+    response = http.post("/v1/datasets", files=files, data={"test_as_validation": "yes"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert response.json()["errors"][0]["path"] == "test_as_validation"
+
+
+def test_nothing_trains_on_images_that_are_all_held_out(http: httpx.Client) -> None:
+    for part in ("test", "validation"):
+        files = {"file": ("a.zip", zip_of({f"{part}/{index}.png": PNG for index in range(3)}))}
+        dataset = http.post("/v1/datasets", files=files).json()
+        assert dataset[f"num_{part}"] == 3
+        wanted = {"dataset": dataset["id"], "model": {"preset": "tiny"}}
+        response = http.post("/v1/training-jobs", json=wanted)
+        assert (response.status_code, response.json()["code"]) == (422, "no_training_images")
 
 
 def test_several_image_files_make_a_dataset(http: httpx.Client) -> None:

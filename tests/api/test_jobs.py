@@ -112,7 +112,7 @@ def test_a_preset_that_does_not_take_the_datasets_images_says_which_sizes_it_wou
 def test_a_batch_of_more_images_than_there_are_for_training_is_refused(
     http: httpx.Client, service: Service, dataset: Dataset
 ) -> None:
-    most = dataset.num_images - dataset.num_validation
+    most = dataset.num_training
     response = http.post("/v1/training-jobs", json=training(dataset.id, {}, {"batch_size": most + 1}))
     assert (response.status_code, response.json()["code"]) == (422, "batch_larger_than_dataset")
     assert response.json()["errors"][0]["path"] == "training.batch_size"

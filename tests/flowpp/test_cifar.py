@@ -85,10 +85,13 @@ def test_the_official_archives_and_folders_give_the_official_split(
 ) -> None:
     folder = write_folder(tmp_path / name, batch, suffix)
     for i, source in enumerate((folder, write_archive(folder))):
-        image_set = build_image_set(source, tmp_path / f"set{i}")
+        image_set = build_image_set(source, tmp_path / f"set{i}", test_as_validation=True)
         assert image_set.shape == (3, 32, 32)
         np.testing.assert_array_equal(image_set.training, IMAGES[:5].reshape(-1, 32, 32, 3))
         np.testing.assert_array_equal(image_set.validation, IMAGES[5])
+        image_set = build_image_set(source, tmp_path / f"three{i}")
+        np.testing.assert_array_equal(image_set.test, IMAGES[5])
+        assert (image_set.num_training, image_set.num_validation) == (18, 2)
 
 
 class Call:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -70,7 +71,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "tar": lambda path: write_tar(path, SPLIT),
     "tar.gz": lambda path: write_tar(path, SPLIT, "w:gz"),
     "val": lambda path: write_zip(path, pngs(TRAINING, "Training/a/") | pngs(VALIDATION, "VAL/b/")),
-    "test": lambda path: write_zip(path, pngs(TRAINING, "train/") | pngs(VALIDATION, "test/")),
+    "valid": lambda path: write_zip(path, pngs(TRAINING, "train/images/") | pngs(VALIDATION, "valid/images/")),
 }
 
 
@@ -81,7 +82,7 @@ def write_npz(path: Path, *, compressed: bool = False, **arrays: np.ndarray) -> 
 
 
 SOURCES["npz"] = lambda path: write_npz(path, train=TRAINING, validation=VALIDATION)
-SOURCES["npz compressed"] = lambda path: write_npz(path, compressed=True, train=TRAINING, test=VALIDATION)
+SOURCES["npz compressed"] = lambda path: write_npz(path, compressed=True, x_train=TRAINING, x_val=VALIDATION)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -111,6 +112,7 @@ def test_a_directory_holds_the_array_and_its_manifest(tmp_path: Path) -> None:
         "format": 1,
         "num_images": 15,
         "num_validation": 4,
+        "num_test": 0,
         "shape": [3, 6, 8],
         "sha256": image_set.sha256,
     }
@@ -123,7 +125,7 @@ def test_a_directory_holds_the_array_and_its_manifest(tmp_path: Path) -> None:
     ("write", "images"),
     [
         (lambda path: write_zip(path, pngs(ALL)), ALL),
-        (lambda path: write_folder(path, pngs(ALL, "validation/")), ALL),
+        (lambda path: write_folder(path, pngs(ALL, "train/")), ALL),
         (lambda path: np.save(path, ALL), ALL),
         (lambda path: np.save(path, ALL[..., 0]), ALL[..., :1]),
         (lambda path: write_npz(path, images=ALL[..., :1]), ALL[..., :1]),
@@ -170,11 +172,61 @@ def test_several_files_make_a_set_and_so_does_one(tmp_path: Path) -> None:
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    three = write_zip(tmp_path / "a.zip", SPLIT | pngs(VALIDATION, "photos/test/"))
-    assert refused(three).code == "ambiguous_split"
     stray = refused(write_zip(tmp_path / "a.zip", SPLIT | pngs(ALL[:1], "photos/")))
     assert (stray.code, stray.name) == ("ambiguous_split", "photos/000.png")
     assert refused(SOURCES["zip"](tmp_path / "a.zip"), validation_fraction=0.5).code == "ambiguous_split"
+
+
+TEST = 255 - VALIDATION
+
+
+def test_test_images_are_a_part_that_training_does_not_see(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "a.npz", train=TRAINING, test=TEST)
+    image_set = build_image_set(source, tmp_path / "two")
+    np.testing.assert_array_equal(image_set.test, TEST)
+    assert (image_set.num_images, image_set.num_training, image_set.num_validation, image_set.num_test) == (
+        15,
+        10,
+        1,
+        4,
+    )
+    drawn = np.concatenate([image_set.training, image_set.validation])
+    assert sorted(image.tobytes() for image in drawn) == sorted(image.tobytes() for image in TRAINING)
+    image_set.verify()
+    source = write_npz(tmp_path / "b.npz", train=TRAINING, val=VALIDATION, test=TEST)
+    image_set = build_image_set(source, tmp_path / "three")
+    for found, expected in zip((image_set.training, image_set.validation), (TRAINING, VALIDATION), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(image_set.test, TEST)
+    assert build_image_set(write_npz(tmp_path / "c.npz", test=TEST), tmp_path / "one").num_test == 4
+
+
+def test_test_images_validate_only_if_that_is_requested(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "a.npz", train=TRAINING, test=VALIDATION)
+    image_set = build_image_set(source, tmp_path / "set", test_as_validation=True)
+    np.testing.assert_array_equal(image_set.validation, VALIDATION)
+    assert (image_set.num_test, image_set.sha256) == (0, SHA256)
+    with pytest.raises(BadImages, match="parts are fixed"):
+        open_image_set(tmp_path / "set", test_as_validation=True)
+    shutil.rmtree(tmp_path / "set")
+    cached = [open_image_set(source, tmp_path / "cache", test_as_validation=each) for each in (True, False, True)]
+    assert [each.num_test for each in cached] == [0, 4, 0]
+    for path, message in (
+        (write_npz(tmp_path / "b.npz", train=TRAINING, val=VALIDATION, test=TEST), "own validation part"),
+        (write_npz(tmp_path / "c.npz", train=TRAINING), "no test part"),
+    ):
+        error = refused(path, test_as_validation=True)
+        assert (error.code, message in str(error)) == ("ambiguous_split", True)
+
+
+def test_sets_from_before_there_were_test_images_open(tmp_path: Path) -> None:
+    build_image_set(SOURCES["npz"](tmp_path / "a.npz"), tmp_path / "set")
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    del manifest["num_test"]
+    (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
+    image_set = ImageSet.open(tmp_path / "set")
+    image_set.verify()
+    assert (image_set.num_validation, image_set.num_test, image_set.sha256) == (4, 0, SHA256)
 
 
 def test_mixed_sizes_are_refused_naming_both(tmp_path: Path) -> None:
@@ -302,6 +354,7 @@ def edit(path: Path, **changes: object) -> None:
         lambda d: (d / "images.npy").write_bytes(header((10**30, 6, 8, 3))),
         lambda d: edit(d / "manifest.json", num_images=14),
         lambda d: edit(d / "manifest.json", num_validation=16),
+        lambda d: edit(d / "manifest.json", num_test=12),
         lambda d: edit(d / "manifest.json", num_validation=-1),
         lambda d: edit(d / "manifest.json", format=2),
         lambda d: edit(d / "manifest.json", shape=[3, 8, 6]),

@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 
@@ -181,7 +182,7 @@ FRAMES = {"save_all": True, "append_images": [Image.fromarray(RGB[::-1])]}
 
 
 def test_animated_images_are_refused() -> None:
-    for file_format in ("PNG", "WEBP", "TIFF", "MPO"):
+    for file_format in ("PNG", "WEBP", "TIFF"):
         assert refused(encoded(RGB, file_format, **FRAMES)).code == "animated_image", file_format
     error = refused(encoded(RGB, "GIF", **FRAMES), "a.gif")
     assert error.code == "unsupported_format"
@@ -192,27 +193,18 @@ def test_a_tiff_of_unusual_compression_is_refused() -> None:
     assert refused(encoded(RGB, "TIFF", compression="jpeg")).code == "unsupported_format"
 
 
-@pytest.mark.parametrize(
-    ("name", "file_format", "message"),
-    [
-        ("a.png", "JPEG", "named like PNG but holds JPEG"),
-        ("folder.png/a.JPG", "PNG", "named like JPEG but holds PNG"),
-        ("a.webp", "TIFF", "named like WebP but holds TIFF"),
-        ("a.gif", "PNG", "named like GIF but holds PNG"),
-        ("a.tiff", "BMP", "named like TIFF but holds BMP"),
-        ("a.bmp", "WEBP", "named like BMP but holds WebP"),
-    ],
-)
-def test_a_mislabelled_image_is_refused_naming_both_formats(name: str, file_format: str, message: str) -> None:
-    error = refused(encoded(RGB, file_format), name)
-    assert error.code == "mislabelled_image"
-    assert message in str(error)
+@pytest.mark.parametrize("name", ["a.png", "folder.png/a.JPG", "a.gif", "a.npy", "a", "", "a.zip", "."])
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_the_content_says_what_a_file_is_whatever_its_name(name: str, file_format: str) -> None:
+    data = encoded(RGB, file_format, **LOSSLESS[file_format])
+    np.testing.assert_array_equal(decode_image(data, name), RGB)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"%PDF-1.7", b"BM hello, I am a text about cars", bytes(1000)])
+@pytest.mark.parametrize("data", [b"hello", b"BM hello, I am a text about cars", b"\xef\xbb\xbfname,label\n", b"RIFF"])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    assert refused(data).code == "not_an_image"
-    assert "is not" in str(refused(data, "a.png"))
+    error = refused(data, "a.png")
+    assert error.code == "not_an_image"
+    assert "a.png: is not an image of a known kind; accepted are" in str(error)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
@@ -244,7 +236,7 @@ def test_a_huge_webp_is_refused_by_its_header() -> None:
     assert refused(data).code in ("image_too_large", "damaged_image")
 
 
-BOMB = zlib.compress(bytes(2**26))
+BOMB = zlib.compress(bytes(2**26))  # 64 kB
 
 
 @pytest.mark.parametrize(
@@ -256,9 +248,14 @@ BOMB = zlib.compress(bytes(2**26))
     ],
     ids=["text", "international text", "profile"],
 )
-def test_a_png_with_a_compressed_bomb_beside_its_pixels_is_refused(bomb: bytes) -> None:
+def test_a_compressed_bomb_beside_the_pixels_of_a_png_is_not_unpacked(bomb: bytes) -> None:
     data = encoded(RGB, "PNG")
-    assert refused(data[:33] + bomb + data[33:]).code == "damaged_image"
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(decode_image(data[:33] + 9 * bomb + data[33:], "a.png"), RGB)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_a_png_no_more_is_decompressed_than_it_has_pixels() -> None:
@@ -286,10 +283,7 @@ def test_a_tiff_of_pages_without_end_is_not_walked_through(loops: bool) -> None:
     target = directory if loops else len(data)
     start = time.perf_counter()
     data = data[:link] + struct.pack("<I", target) + data[link + 4 :] + chain
-    if loops:
-        np.testing.assert_array_equal(decode_image(data, "a.tif"), RGB)
-    else:
-        assert refused(data).code == "animated_image"
+    np.testing.assert_array_equal(decode_image(data, "a.tif"), RGB)
     assert time.perf_counter() - start < 2
 
 
