@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 from flowpp import tar
 from flowpp.images import ACCEPTED, BadImages, Limits, too_many_bytes
@@ -39,7 +39,7 @@ class Member:
     """A file of a source: its path in there, with `/`, and its content, to be read before the next member."""
 
     name: str
-    stream: BinaryIO
+    stream: io.BufferedReader
 
     @property
     def file(self) -> str:

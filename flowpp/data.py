@@ -204,7 +204,7 @@ def content_sha256(images: np.ndarray) -> str:
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
     """The images of a file, uint8 [n, H, W, C] each."""
-    if member.file.lower().endswith(".npy"):
+    if member.stream.peek(6).startswith(b"\x93NUMPY") or member.file.lower().endswith(".npy"):
         yield from read_array(member.stream, member.name, limits)
     elif cifar.is_batch(member.file):
         yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
