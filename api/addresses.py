@@ -36,7 +36,8 @@ def parse(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise _invalid(f"this is no URL: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    host = parsed.raw_host.decode("ascii")  # `parsed.host` decodes IDNA, and raises for a malformed xn-- label
+    if parsed.scheme not in ("http", "https") or not host:
         raise _invalid("write a whole URL, which begins with https:// or http:// and a host")
     if parsed.userinfo:
         raise _invalid("the URL may hold no user and password; a receiver knows us by the signature")
@@ -44,8 +45,8 @@ def parse(url: str) -> httpx.URL:
         raise _invalid("the URL may have no fragment (#...), which is never sent")
     if parsed.port is not None and not 1 <= parsed.port <= 65_535:
         raise _invalid(f"{parsed.port} is no port; ports are from 1 to 65535")
-    if not _HOST.fullmatch(parsed.raw_host.decode("ascii")):
-        raise _invalid(f"{parsed.host[:255]!r} is no host")
+    if not _HOST.fullmatch(host):
+        raise _invalid(f"{host[:255]!r} is no host")
     return parsed
 
 

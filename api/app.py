@@ -12,10 +12,11 @@ from api import openapi, problems, redaction
 from api.addresses import Addresses
 from api.answers import Looks
 from api.auth import Identification
-from api.bodies import check_media_type
+from api.bodies import check_body
+from api.head import answer_head
 from api.intake import Intake
 from api.observation import Observation
-from api.queries import PREFIX, check_query
+from api.queries import PREFIX, check_parameters
 from api.routes import (
     artifacts,
     checkpoints,
@@ -99,13 +100,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Intake, max_large=service.settings.max_large_uploads)
     app.add_middleware(Observation)
     resources = (datasets, training_jobs, likelihood_jobs, sampling_jobs, jobs, artifacts, checkpoints, presets)
-    of_all = [Depends(check_query), Depends(check_media_type)]
+    of_all = [Depends(check_parameters), Depends(check_body)]
     for module in (*resources, webhooks, status):
+        answer_head(module.router)
         app.include_router(module.router, prefix=PREFIX, dependencies=of_all)
-    app.include_router(dashboard.router)
-    app.include_router(health.router)
-    app.include_router(metrics.router)
-    app.include_router(errors.router)
+    for plain in (dashboard, health, metrics, errors):
+        answer_head(plain.router)
+        app.include_router(plain.router)
+    answer_head(app.router)  # the pages of documentation
     openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app

@@ -140,12 +140,19 @@ def _check_local(scope: Scope, headers: Headers) -> None:
     if not _is_loopback(address) or any(name in headers for name in _FORWARDED):
         detail = "without authentication only connections over loopback are answered; set FLOWPP_AUTHENTICATION=true"
         raise Refused(403, "not_loopback", detail)
-    for name in ("host", "origin"):  # a page whose name was made to point here, or that sends a form here
-        said = headers.get(name)
-        host = urlsplit(said if name == "origin" else f"//{said}").hostname if said else "localhost"
-        if not _is_loopback(host or ""):
-            detail = f"without authentication only {name.title()} localhost is answered, not {said!r:.80}"
+    for name, prefix in (("host", "//"), ("origin", "")):  # a page whose name leads here, or that sends a form here
+        sent = headers.get(name)
+        if sent and not _is_loopback(_host_of(prefix + sent)):
+            detail = f"without authentication only {name.title()} localhost is answered, not {sent!r:.80}"
             raise Refused(403, "not_loopback", detail)
+
+
+def _host_of(url: str) -> str:
+    """The host that `url` names; empty if it names none or cannot be parsed."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # a bracket without its pair, or a character that Unicode normalization turns into a separator
+        return ""
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from api.deadlines import JobCreation
 from api.problems import Unsupported, not_json
 from api.submissions import Submissions
-from api.uploads import Form, received
+from api.uploads import Form, invalid_field, received
 from flowpp.data import read_images
 from worker.jobs import Job
 from worker.requests import LikelihoodRequest, SamplingRequest
@@ -24,11 +24,17 @@ from worker.submission import Prepared, Terms
 Wanted = TypeVar("Wanted", LikelihoodRequest, SamplingRequest)
 
 
-async def check_media_type(request: Request) -> None:
-    """Raises `Unsupported` where FastAPI would read a body as JSON that is said to be something else, or nothing."""
+async def check_body(request: Request) -> None:
+    """Checks a body that FastAPI reads as JSON more strictly than FastAPI.
+
+    Raises `Unsupported` if its media type is another one or is missing, and `RequestValidationError` as `_json`.
+    """
     route: APIRoute = request.scope["route"]
-    if route.body_field is not None and _media_type(request) != "application/json":
+    if route.body_field is None:
+        return
+    if _media_type(request) != "application/json":
         raise Unsupported("send application/json, and say so in the header Content-Type")
+    await _json(request)
 
 
 PrepareJob = Callable[[Service, Wanted, np.ndarray | None, list[str], Terms], Prepared]
@@ -117,10 +123,24 @@ def _media_type(request: Request) -> str:
 
 
 async def _json(request: Request) -> Any:
+    """The body. Raises `RequestValidationError` if it is not JSON, or if an object in it has a name twice."""
     try:
-        return json.loads(await request.body())
+        return json.loads(await request.body(), object_pairs_hook=_object, parse_constant=_not_a_number)
     except (ValueError, RecursionError) as error:
         raise not_json(error) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise invalid_field(name[:100], "an object of the body has this name more than once; write it once")
+        found[name] = value
+    return found
+
+
+def _not_a_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _parsed(kind: type[Wanted], values: Any) -> Wanted:

@@ -20,7 +20,7 @@ _AGAIN_SECONDS = 5
 
 
 class Intake:
-    """ASGI middleware: raises `HTTPException` where a body is read on that is too large, too slow, or one too many.
+    """ASGI middleware: raises `HTTPException` if a body is read that is encoded, too large, too slow, or one too many.
 
     At most `max_large` forms of more than `LARGE_BYTES` are taken at once.
     """
@@ -72,6 +72,8 @@ class _Body:
     def __init__(self, intake: Intake, scope: Scope, receive: Receive) -> None:
         self._intake, self._scope, self._receive = intake, scope, receive
         headers = Headers(scope=scope)
+        codings = ",".join(headers.getlist("content-encoding") + headers.getlist("transfer-encoding"))
+        self._codings = {coding.strip().lower() for coding in codings.split(",")} - {"", "identity", "chunked"}
         self._is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         declared = headers.get("content-length", "")
         self._declared = int(declared) if declared.isdecimal() else 0
@@ -83,6 +85,7 @@ class _Body:
     async def __call__(self) -> Message:
         if self._ended:
             return await self._receive()  # word of a disconnect, which may come whenever it wants
+        self._check_coding()
         self._check_size(max(self._declared, self._arrived))
         message = await self._next()
         self._arrived += len(message.get("body", b""))
@@ -100,6 +103,12 @@ class _Body:
             raise HTTPException(408, detail, {"Connection": "close"}) from error
         self._waited += time.monotonic() - start
         return message
+
+    def _check_coding(self) -> None:
+        """Raises `HTTPException` for a compressed body: unpacked, it could have any size."""
+        if self._codings:
+            detail = f"the body is encoded as {', '.join(sorted(self._codings)):.100}; send it without Content-Encoding"
+            raise HTTPException(415, detail, {"Accept-Encoding": "identity", "Connection": "close"})
 
     def _check_size(self, size: int) -> None:
         if not (self._is_form and self._takes_forms()):

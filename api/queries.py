@@ -1,5 +1,6 @@
-"""Query strings: a parameter that the endpoint does not have is refused, not passed over."""
+"""Parameters: a query parameter that the endpoint does not have is refused, and so is a single one that is repeated."""
 
+from collections import Counter
 from typing import Any
 
 from fastapi import Request
@@ -9,11 +10,13 @@ PREFIX = "/v1"
 """Of the paths that are so checked; a route itself does not know it."""
 
 
-async def check_query(request: Request) -> None:
-    """Raises `RequestValidationError` where the request has query parameters that the OpenAPI document does not know.
+async def check_parameters(request: Request) -> None:
+    """Raises `RequestValidationError` for query parameters that the OpenAPI document does not have, and for query
+    parameters and headers that are sent more than once although they have one value.
 
-    One of style deepObject is written `name[key]=value`.
+    A parameter of style deepObject is written `name[key]=value`.
     """
+    _check_headers(request)
     if not request.query_params:
         return
     styles = _styles(request)
@@ -23,6 +26,20 @@ async def check_query(request: Request) -> None:
         known = f"those of this path are {', '.join(written)}" if written else "this path takes none"
         fault = {"type": "extra_forbidden", "msg": f"no such query parameter; {known}", "input": None}
         raise RequestValidationError([fault | {"loc": ("query", name[:100])} for name in unknown])
+    lists = {each["name"] for each in _parameters(request, "query") if _is_list(each)}
+    names = Counter(name for name, _ in request.query_params.multi_items() if name not in lists)
+    _refuse("query", [name for name, count in names.items() if count > 1])
+
+
+def _check_headers(request: Request) -> None:
+    single = [each["name"] for each in _parameters(request, "header") if not _is_list(each)]
+    _refuse("header", [name for name in single if len(request.headers.getlist(name)) > 1])
+
+
+def _refuse(where: str, repeated: list[str]) -> None:
+    if repeated:
+        fault = {"type": "value_error", "msg": "the request has this more than once; send it once", "input": None}
+        raise RequestValidationError([fault | {"loc": (where, name[:100])} for name in repeated])
 
 
 def operation_of(request: Request) -> dict[str, Any]:
@@ -34,8 +51,16 @@ def operation_of(request: Request) -> dict[str, Any]:
 
 def _styles(request: Request) -> dict[str, str]:
     """The query parameters of the request's operation, in their order, each with its style."""
-    parameters = operation_of(request).get("parameters", [])
-    return {each["name"]: each.get("style", "form") for each in parameters if each["in"] == "query"}
+    return {each["name"]: each.get("style", "form") for each in _parameters(request, "query")}
+
+
+def _parameters(request: Request, where: str) -> list[dict[str, Any]]:
+    return [each for each in operation_of(request).get("parameters", []) if each["in"] == where]
+
+
+def _is_list(parameter: dict[str, Any]) -> bool:
+    schema = parameter["schema"]
+    return any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
 
 
 def _is_known(name: str, styles: dict[str, str]) -> bool:

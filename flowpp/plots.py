@@ -67,7 +67,8 @@ def write_maps(images: np.ndarray, maps: np.ndarray, names: Sequence[str], label
     for index in range(n):
         row, column = 2 * (index // columns), index % columns
         grid[row, column].imshow(images[index].squeeze(), cmap="gray")
-        grid[row, column].set_title(names[index][-16:], fontsize=6)
+        name = names[index][-16:].encode("ascii", "replace").decode()  # the font lacks most scripts
+        grid[row, column].set_title(name, fontsize=6, parse_math=False)
         grid[row + 1, column].imshow(maps[index], vmin=low, vmax=high, cmap="viridis")
     scale = ScalarMappable(Normalize(low, high), cmap="viridis")
     figure.colorbar(scale, ax=grid, shrink=0.6, label=label)

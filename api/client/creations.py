@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from api.client.calls import W, call
+from api.client.files import sendable
 from api.client.objects import Job
 from api.client.transport import Part
 
@@ -133,4 +134,5 @@ class SamplingJobs(_Creating[W]):
 
 
 def _read(image: Image) -> tuple[str, bytes]:
-    return (image.name, image.read_bytes()) if isinstance(image, Path) else image
+    name, content = (image.name, image.read_bytes()) if isinstance(image, Path) else image
+    return sendable(name), content

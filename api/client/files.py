@@ -23,6 +23,7 @@ Report = Callable[[int, int], None]
 _TAG = re.compile(r'"([\w-]{1,100})"')
 _ENTRY = re.compile(r"[A-Za-z0-9_-]+/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -30,15 +31,21 @@ def as_file(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """A name and an open file; of a folder, its files in a temporary zip with their relative paths."""
     if not source.is_dir():
         with source.open("rb") as file:
-            yield source.name, file
+            yield sendable(source.name), file
         return
     with tempfile.TemporaryFile() as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        # A zip has no times before 1980; such a file gets the first time that there is.
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             for path in sorted(source.rglob("*")):
                 if path.is_file():
-                    archive.write(path, path.relative_to(source))
+                    archive.write(path, sendable(path.relative_to(source).as_posix()))
         file.seek(0)
-        yield f"{source.resolve().name}.zip", file
+        yield f"{sendable(source.resolve().name)}.zip", file
+
+
+def sendable(name: str) -> str:
+    """A file's name as Unicode: each byte that is not UTF-8, which Python shows as a lone surrogate, becomes `%XX`."""
+    return _SURROGATE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
 
 
 class Counted:

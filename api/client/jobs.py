@@ -124,6 +124,8 @@ class Jobs(Part[W]):
         timeout = httpx.Timeout(HEARTBEAT_SECONDS, connect=CONNECT_SECONDS)
         path = path_of("jobs", job_id, "events")
         async with self._transport.stream("GET", path, params=_of(types), headers=headers, timeout=timeout) as response:
+            if response.status_code == 204:  # the job has finished, and these were its last events
+                return
             async for message in EventSource(response).aiter_sse():
                 if message.data:  # else a heartbeat
                     yield Event.model_validate_json(message.data)

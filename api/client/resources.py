@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from api.client.calls import W, call, each
-from api.client.files import Report, as_file, counted, download, unpack
+from api.client.files import Report, as_file, counted, download, sendable, unpack
 from api.client.objects import Checkpoint, Dataset, Preset
 from api.client.transport import Part, path_of
 
@@ -62,7 +62,7 @@ class Checkpoints(Part[W]):
     async def upload(self, source: Path, preset: str, progress: Report | None = None) -> Checkpoint:
         """Imports the authors' .npz file of a preset's weights."""
         with source.open("rb") as file:
-            files = [("file", (source.name, counted(file, progress)))]
+            files = [("file", (sendable(source.name), counted(file, progress)))]
             return await self._transport.create(
                 Checkpoint, "/v1/checkpoints", data={"preset": preset}, files=files, timeout=INTAKE_SECONDS
             )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from api.client.files import sendable
+
 MAX_IMAGES, MAX_BYTES = 4_096, 2**30
 """Of one request: the images that the service takes, unless it was told otherwise."""
 
@@ -18,9 +20,9 @@ def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for source in sources:
         if source.is_dir():
-            found += [(path.relative_to(source).as_posix(), path) for path in _images(source)]
+            found += [(sendable(path.relative_to(source).as_posix()), path) for path in _images(source)]
         else:
-            found.append((source.name, source))
+            found.append((sendable(source.name), source))
     return found
 
 

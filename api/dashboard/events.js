@@ -5,6 +5,7 @@ import { Problem, rest, send } from "./service.js";
 const TERMINAL = new Set(["succeeded", "failed", "cancelled"]);
 const SILENCE_SECONDS = 40; // the service says something every 15
 const LONGEST_PAUSE_SECONDS = 15;
+const END = Symbol("end"); // of a job's events
 
 export function isTerminal(status) {
   return TERMINAL.has(status);
@@ -17,6 +18,7 @@ export async function* follow(jobId, onstate, signal) {
   while (!signal.aborted) {
     try {
       for await (const event of connection(jobId, last, onstate, signal)) {
+        if (event === END) return;
         failures = 0;
         last = event.id;
         yield event;
@@ -42,6 +44,10 @@ async function* connection(jobId, last, onstate, signal) {
       signal: AbortSignal.any([signal, silence.signal]),
       cache: "no-store",
     });
+    if (response.status === 204) { // the job has finished, and has no more events
+      yield END;
+      return;
+    }
     onstate("live");
     let rest = "";
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

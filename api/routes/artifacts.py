@@ -34,13 +34,13 @@ FILE = {
 class Conditions:
     """What a request for a file asks of it."""
 
-    if_none_match: Annotated[str | None, Header(description="Answer 304 where the file is still this one.")] = None
+    if_none_match: Annotated[list[str] | None, Header(description="Answer 304 if the file is one of these.")] = None
     range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None
     if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None
 
     def is_known(self, etag: str) -> bool:
         """Whether the caller has the file of this tag already."""
-        tags = {tag.strip().removeprefix("W/") for tag in (self.if_none_match or "").split(",")}
+        tags = {tag.strip().removeprefix("W/") for tag in ",".join(self.if_none_match or ()).split(",")}
         return bool(tags & {etag, "*"})
 
     def part(self, etag: str, size: int) -> tuple[int, int] | None:
@@ -89,7 +89,6 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
     return ListOf[Artifact](**as_list(Page(shown, False)))
 
 
-@router.head("/{job_id}/artifacts/{name:path}", include_in_schema=False)
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
 def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard.

@@ -101,7 +101,6 @@ def delete_checkpoint(checkpoint: CheckpointOf, service: ServiceOf) -> None:
     service.checkpoints.delete(checkpoint)
 
 
-@router.head("/{checkpoint_id}/download", include_in_schema=False)
 @router.get("/{checkpoint_id}/download", response_class=Response, responses=FILE)  # type: ignore[arg-type]
 def download(request: Request, checkpoint: CheckpointOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
     """A zip of the checkpoint's directory; unpacked, `flowpp.FlowPP.load` reads it. Parts are served."""

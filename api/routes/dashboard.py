@@ -47,14 +47,12 @@ def files() -> dict[str, File]:
     return found
 
 
-@router.head("/")
 @router.get("/")
 async def page(conditions: ConditionsOf) -> Response:
     """The page itself."""
     return _answer(PAGE, conditions)
 
 
-@router.head("/dashboard/{name:path}")
 @router.get("/dashboard/{name:path}")
 async def file(name: str, conditions: ConditionsOf) -> Response:
     """What the page consists of."""

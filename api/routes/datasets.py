@@ -116,7 +116,7 @@ def get_dataset(dataset: DatasetOf) -> Dataset:
 def contact_sheet(
     dataset: DatasetOf,
     service: ServiceOf,
-    if_none_match: Annotated[str | None, Header(description="Answer 304 where the sheet is still this one.")] = None,
+    if_none_match: Annotated[list[str] | None, Header(description="Answer 304 if the sheet is one of these.")] = None,
 ) -> Response:
     """Look at a dataset: n = up to 64 of its images, evenly spread, in one PNG.
 

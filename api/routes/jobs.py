@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from api.dependencies import CallerOf, JobOf, ServiceOf
@@ -102,35 +102,44 @@ def delete(job: JobOf, service: ServiceOf) -> Response:
     return JSONResponse(_shown(service, job).model_dump(mode="json") | {"status": "cancelling"}, 202)
 
 
-SSE = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A page, or a stream."}}
+SSE = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A page, or a stream."},
+    204: {"description": "The stream has no more events, and will have none: the job has finished.", "content": None},
+}
 
 
 @router.get("/{job_id}/events", response_model=ListOf[Event], responses=SSE)  # type: ignore[arg-type]
 async def events(
+    request: Request,
     job: JobOf,
     service: ServiceOf,
     after: After = None,
     limit: Limit = 100,
     order: Order = "asc",
     type: EventTypes = (),
-    accept: Annotated[str | None, Header(description="`text/event-stream` for a live stream.")] = None,
+    accept: Annotated[list[str] | None, Header(description="`text/event-stream` for a live stream.")] = None,
     last_event_id: Annotated[str | None, Header(description="The stream begins behind this event.")] = None,
 ) -> Any:
     """A job's events: a page of them, or live as server-sent events.
 
     Each message's `event` is the type, its `id` the event's, its `data` the event as JSON. The stream begins with the
-    first event, or behind `Last-Event-ID`, and ends with the terminal status, or where that is of no `type` asked for,
-    before it.
+    first event, or behind `Last-Event-ID`, and ends with the terminal status, or before it if `type` leaves that out.
+    A browser's EventSource then connects again, and gets 204, which stops it.
     """
     behind = last_event_id or after
-    if "text/event-stream" not in (accept or ""):
+    if "text/event-stream" not in ",".join(accept or ()):
         page = await run_in_threadpool(service.events.page, job.id, behind, limit, order=order, types=type)
         return ListOf[Event](**as_list(page))
     if order == "desc":
         raise Invalid("invalid_request", "a stream goes forward: ask for application/json, or for order=asc", "order")
-    await run_in_threadpool(service.events.page, job.id, behind, 1)  # raises while there is still a status to send
-    stream = _stream(service, job.id, behind, type)
-    return EventSourceResponse(stream, ping=HEARTBEAT_SECONDS, sep="\n")  # for grep and cut
+    # raises `Invalid` and `NotFound` before the status is sent
+    page = await run_in_threadpool(service.events.page, job.id, behind, 1, types=type)
+    if job.finished and not page.data:
+        return Response(status_code=204)
+    stream = EventSourceResponse(_stream(service, job.id, behind, type), ping=HEARTBEAT_SECONDS, sep="\n")  # for grep
+    if request.method == "HEAD":
+        return StreamingResponse(iter(()), headers=stream.headers)  # a live stream would not end
+    return stream
 
 
 async def _stream(
