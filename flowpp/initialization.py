@@ -6,6 +6,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+LEAST_IMAGES = 4
+"""Different images that an initialization needs. From fewer, some elements hardly differ between them by chance, and
+their gains grow without bound: other images begin near 1e3 bits/dim after two images, and at 1e16 after one."""
+
+
+class TooFewImages(ValueError):
+    """Fewer different images than an initialization needs."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; the initialization of a model needs at least {LEAST_IMAGES} different images")
+
+
+def check_images(images: Tensor) -> None:
+    """Raises `TooFewImages` if fewer than `LEAST_IMAGES` of the images [B, C, H, W] differ from each other."""
+    n = len(images)
+    different = n if n < LEAST_IMAGES else len(images.flatten(1).unique(dim=0))
+    if different < LEAST_IMAGES:
+        raise TooFewImages(f"{n:,} images, all alike" if different == 1 < n else f"{different:,} different images")
+
 
 class DataDependent(nn.Module):
     """A module whose `forward` begins with `self.initialize_from(x)`; within `initializing`, that sets it."""
@@ -23,10 +42,8 @@ class DataDependent(nn.Module):
 
 @contextmanager
 def initializing(module: nn.Module) -> Iterator[None]:
-    """The next pass through `module` initializes each part from what reaches it; without gradient or dropout."""
+    """The next pass through `module` initializes each part from what reaches it, without gradient."""
     parts = [part for part in module.modules() if isinstance(part, DataDependent)]
-    training = module.training
-    module.eval()
     for part in parts:
         part._initializing = True
     try:
@@ -35,7 +52,15 @@ def initializing(module: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part._initializing = False
-        module.train(training)
+
+
+def inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
+    """1 / sqrt(variance + epsilon), as the authors have it; 1 if the variance is no more than epsilon.
+
+    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify all that differs
+    from the batch.
+    """
+    return torch.where(variance > epsilon, torch.rsqrt(variance + epsilon), torch.ones_like(variance))
 
 
 def normal(scale: float, *shape: int) -> Tensor:
