@@ -5,11 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flowpp import presets
 from flowpp.config import ModelOverrides
 from flowpp.console import BadInput
 from flowpp.data import open_image_set
-from flowpp.presets import resolve_model, resolve_training
+from flowpp.presets import PRESETS, resolve_model, resolve_training
 from flowpp.run_directory import CONFIG, RunConfig, RunDirectory, find_checkpoint
 
 
@@ -21,10 +20,8 @@ def declare_run(
         raise BadInput(
             f"{run.path} holds a run already: go on with it by leaving --data away, or name another directory"
         )
-    try:
-        presets.preset(preset)
-    except presets.UnknownPreset as error:
-        raise BadInput(f"--preset: {error}") from error
+    if preset not in PRESETS:
+        raise BadInput(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     model, training = _parse_overrides(overrides)
     ModelOverrides(**model)  # refuses the shape, which is the images'
     if steps is not None:

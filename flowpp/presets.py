@@ -1,6 +1,5 @@
 """The named models with their recipes: the paper's, its ablations, and CPU sizes."""
 
-from difflib import get_close_matches
 from typing import Any
 
 from flowpp.config import DequantizerConfig, Frozen, Milestone, ModelConfig, Shape, TrainingConfig
@@ -184,44 +183,29 @@ PRESETS: dict[str, Preset] = {
 """The paper's models and CPU sizes. `height`, `width` and `channels` come from the dataset."""
 
 
-class UnknownPreset(KeyError, ValueError):
-    """No preset has this name; the message suggests the nearest one. A `KeyError`, too, as `PRESETS[name]` raises."""
-
-    __str__ = ValueError.__str__
-
-
-def preset(name: str) -> Preset:
-    """The preset of this name. Raises `UnknownPreset`."""
-    if name not in PRESETS:
-        near = get_close_matches(name.lower(), PRESETS, n=1)
-        suggested = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownPreset(f"unknown preset {name!r}; {suggested}There are {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def resolve_model(name: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:
+def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:
     """The preset's model with `overrides`, for images of (channels, height, width).
 
-    Raises `UnknownPreset`, and `pydantic.ValidationError` for values that do not fit.
+    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
     """
     channels, height, width = image_shape
     shape = {"channels": channels, "height": height, "width": width}
-    declared = preset(name).model.model_dump()
+    declared = PRESETS[preset].model.model_dump()
     dequantizer = {**declared["dequantizer"], **overrides.get("dequantizer", {})}
     return ModelConfig(**{**declared, **overrides, "dequantizer": dequantizer, **shape})
 
 
-def resolve_training(name: str, overrides: dict[str, Any]) -> TrainingConfig:
+def resolve_training(preset: str, overrides: dict[str, Any]) -> TrainingConfig:
     """The preset's recipe with `overrides`; for fewer steps, the schedule shrinks where the user did not choose it.
 
-    Raises `UnknownPreset`, and `pydantic.ValidationError` for values that do not fit.
+    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
     """
-    recipe = preset(name).training
+    recipe = PRESETS[preset].training
     values = {**dict(recipe), **overrides}
     steps = overrides.get("steps")
     if isinstance(steps, int) and 0 < steps < recipe.steps:
-        for field in {"warmup_steps", "cooldown_steps"} - overrides.keys():
-            values[field] = getattr(recipe, field) * steps // recipe.steps
+        for name in {"warmup_steps", "cooldown_steps"} - overrides.keys():
+            values[name] = getattr(recipe, name) * steps // recipe.steps
         if "milestones" not in overrides:
             values["milestones"] = _milestones(
                 *((point.step * steps // recipe.steps, point.factor) for point in recipe.milestones)

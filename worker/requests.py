@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints, create_model
 
 from flowpp.config import Frozen, ModelOverrides, TrainingOverrides
-from flowpp.presets import PRESETS, preset
+from flowpp.presets import PRESETS
 
 Metadata = Annotated[
     dict[
@@ -25,7 +25,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numb
 
 
 def _known_preset(name: str) -> str:
-    preset(name)
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset; there are {', '.join(PRESETS)}")
     return name
 
 
