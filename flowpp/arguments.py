@@ -1,4 +1,4 @@
-"""Arguments and results at the library's edges: a number of any type that stands for one, or a sentence. Needs no torch."""
+"""Checks of arguments and results at the library's edges. Needs no torch."""
 
 import math
 import operator
@@ -39,6 +39,13 @@ def real(name: str, value: Any, least: float) -> float:
     if not isinstance(number, Real) or not math.isfinite(number) or number < least:
         raise ValueError(f"{name} is {value!r}; it must be a finite number of at least {least:g}")
     return float(number)
+
+
+def form_of(given: Any) -> str:
+    """Returns dtype and shape of an array or tensor, or the type of anything else, for a message."""
+    if hasattr(given, "dtype") and hasattr(given, "shape"):
+        return f"{type(given).__module__}.{type(given).__name__} of {given.dtype} {list(given.shape)}"
+    return f"a {type(given).__name__}"
 
 
 def check_finite(what: str, rows: "Tensor") -> None:

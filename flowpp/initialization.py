@@ -6,16 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-LEAST_IMAGES = 4
-"""Different images that an initialization needs. From fewer, some elements hardly differ between them by chance, and
-their gains grow without bound: other images begin near 1e3 bits/dim after two images, and at 1e16 after one."""
+from flowpp.config import LEAST_IMAGES
 
 
 class TooFewImages(ValueError):
     """Fewer different images than an initialization needs."""
-
-    def __init__(self, found: str) -> None:
-        super().__init__(f"{found}; the initialization of a model needs at least {LEAST_IMAGES} different images")
 
 
 def check_images(images: Tensor) -> None:
@@ -23,7 +18,8 @@ def check_images(images: Tensor) -> None:
     n = len(images)
     different = n if n < LEAST_IMAGES else len(images.flatten(1).unique(dim=0))
     if different < LEAST_IMAGES:
-        raise TooFewImages(f"{n:,} images, all alike" if different == 1 < n else f"{different:,} different images")
+        found = f"{n:,} images, {different:,} of them different"
+        raise TooFewImages(f"{found}; the initialization of a model needs at least {LEAST_IMAGES} different images")
 
 
 class DataDependent(nn.Module):
@@ -57,8 +53,8 @@ def initializing(module: nn.Module) -> Iterator[None]:
 def inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), as the authors have it; 1 if the variance is no more than epsilon.
 
-    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify all that differs
-    from the batch.
+    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify whatever
+    differs from the batch.
     """
     return torch.where(variance > epsilon, torch.rsqrt(variance + epsilon), torch.ones_like(variance))
 

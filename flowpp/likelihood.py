@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowpp.arguments import CAUSE, NotFinite, check_finite, whole
+from flowpp.arguments import CAUSE, NotFinite, check_finite, form_of, whole
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
 from flowpp.durable import replace_file
@@ -40,7 +40,7 @@ dequantizer are means over the samples of log N(z; 0, I), the main flow's log|de
 class Likelihood:
     """The `estimates` [N, 6] of N >= 1 images of `dimensions` channel values each, as `likelihood` gives them.
 
-    They may be NaN or infinite, if the model has diverged. `summary`, `rows` and `write` then raise `NotFinite`.
+    They may be NaN or infinite, if the model has diverged: `check_finite` then raises, and the files hold null.
     """
 
     estimates: np.ndarray
@@ -52,7 +52,8 @@ class Likelihood:
 
     def __post_init__(self) -> None:
         if self.estimates.ndim != 2 or self.estimates.shape[1] != len(COLUMNS) or not len(self.estimates):
-            raise ValueError(f"estimates of shape {self.estimates.shape}; expected is (N, {len(COLUMNS)}), N at least 1")
+            expected = f"(N, {len(COLUMNS)}), N at least 1"
+            raise ValueError(f"estimates of shape {self.estimates.shape}; expected is {expected}")
 
     def check_finite(self) -> None:
         """Raises `NotFinite` if an estimate is NaN or infinite; the standard error of one importance sample is NaN."""
@@ -105,18 +106,17 @@ class Likelihood:
         return parts | {"importance": min(0.0, self.mean - sum(parts.values()))}
 
     def summary(self) -> dict[str, Any]:
-        """The content of likelihood.json. Raises `NotFinite`, since JSON has no NaN."""
-        self.check_finite()
+        """The content of likelihood.json; None for figures that are NaN or infinite, which JSON does not have."""
         return {
-            "bits_per_dim": self.mean,
-            "standard_error": self.standard_error,
-            "sampling_standard_error": self.sampling_standard_error,
-            "split": self.split(),
-            "log_likelihood": float(self.log_prob.mean()),
+            "bits_per_dim": _finite(self.mean),
+            "standard_error": _finite(self.standard_error),
+            "sampling_standard_error": _finite(self.sampling_standard_error),
+            "split": {name: _finite(bits) for name, bits in self.split().items()},
+            "log_likelihood": _finite(float(self.log_prob.mean())),
             "num_images": len(self.log_prob),
             "dimensions": self.dimensions,
             "importance_samples": self.importance_samples,
-            "effective_sample_size": float(self.column("effective_sample_size").mean()),
+            "effective_sample_size": _finite(float(self.column("effective_sample_size").mean())),
             "seed": self.seed,
             "checkpoint_sha256": self.checkpoint_sha256,
             "dataset_sha256": self.dataset_sha256,
@@ -125,32 +125,28 @@ class Likelihood:
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of likelihood.csv, one an image; standard errors are of the estimate over other noise.
 
-        Raises `NotFinite`.
+        None stands for what is NaN or infinite.
         """
-        self.check_finite()
         per_nat = -self._in_bits(1.0)
         for name, bits, (log_prob, effective, error, *_) in zip(
             names, self.bits_per_dim.tolist(), self.estimates.tolist(), strict=True
         ):
-            known = not math.isnan(error)
             yield {
                 "name": name,
-                "log_likelihood": log_prob,
-                "bits_per_dim": bits,
+                "log_likelihood": _finite(log_prob),
+                "bits_per_dim": _finite(bits),
                 "importance_samples": self.importance_samples,
-                "effective_sample_size": effective,
-                "log_likelihood_standard_error": error if known else None,
-                "bits_per_dim_standard_error": error * per_nat if known else None,
+                "effective_sample_size": _finite(effective),
+                "log_likelihood_standard_error": _finite(error),
+                "bits_per_dim_standard_error": _finite(error * per_nat),
             }
 
     def write(self, directory: Path, names: Sequence[str]) -> None:
         """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram).
 
-        Raises `NotFinite` before it writes anything.
+        There is no histogram of log-likelihoods of which none is finite.
         """
         from flowpp.plots import write_histogram
-
-        self.check_finite()
 
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "likelihood.json", json.dumps(self.summary(), indent=2).encode() + b"\n")
@@ -160,10 +156,16 @@ class Likelihood:
         writer.writeheader()
         writer.writerows(rows)
         replace_file(directory / "likelihood.csv", table.getvalue().encode(errors="backslashreplace"))
-        write_histogram(self, directory / "likelihood.png")
+        finite = np.isfinite(self.log_prob)
+        if finite.any():
+            write_histogram(replace(self, estimates=self.estimates[finite]), directory / "likelihood.png")
 
     def _in_bits(self, nats: Any) -> Any:
         return nats / (-math.log(2) * self.dimensions)
+
+
+def _finite(figure: float | None) -> float | None:
+    return figure if figure is not None and math.isfinite(figure) else None
 
 
 def likelihood(
@@ -209,7 +211,8 @@ def estimate(
     Importance samples pass in chunks of `batch_size` rows under a running logsumexp in float64, so that memory does
     not grow with their number. Raises as `likelihood`.
     """
-    importance_samples, batch_size = whole("importance_samples", importance_samples, 1), whole("batch_size", batch_size, 1)
+    importance_samples = whole("importance_samples", importance_samples, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     if len(seeds) != len(images):
         raise ValueError(f"{len(seeds):,} seeds for {len(images):,} images; each image has its own")
     device = next(model.parameters()).device
@@ -297,8 +300,9 @@ def to_symbols(images: np.ndarray, model: FlowPP) -> Tensor:
 def check_images(images: np.ndarray, config: ModelConfig) -> None:
     """Raises `BadImages` for what is no array of 8-bit images, uint8 [N, H, W, C], or does not fit the model."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
-        form = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else f"a {type(images).__name__}"
-        raise BadImages("unsupported_array", f"the images are {form}; expected is a NumPy array, uint8 [N, H, W, C]")
+        raise BadImages(
+            "unsupported_array", f"the images are {form_of(images)}; expected is a NumPy array, uint8 [N, H, W, C]"
+        )
     check_shape((images.shape[3], *images.shape[1:3]), config)
 
 

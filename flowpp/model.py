@@ -13,7 +13,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flowpp.arguments import MOST_SEED, check_finite, real, whole
+from flowpp.arguments import MOST_SEED, check_finite, form_of, real, whole
 from flowpp.conditioner import Conditioner, Layers, Precision
 from flowpp.config import Attention, ModelConfig, Shape, flow_shape, stage_couplings
 from flowpp.coupling import AffineCoupling, Coupling, MixtureCoupling
@@ -28,7 +28,7 @@ from flowpp.devices import resolve_device
 from flowpp.dropout import Dropout, dropping
 from flowpp.fused import Fusing
 from flowpp.initialization import check_images, initializing
-from flowpp.presets import preset
+from flowpp.presets import find_preset
 from flowpp.replay import Pass, Replays
 from flowpp.transforms import (
     Columns,
@@ -150,8 +150,8 @@ def in_own_precision(
 class FlowPP(nn.Module):
     """A Flow++ model: `FlowPP("cifar10")` is the paper's, with 31,443,440 parameters.
 
-    Takes a `ModelConfig` or the name of a preset. Raises `UnknownPreset`, a `ValueError`, for another name. Before
-    training, call `initialize` with a batch of images.
+    Takes a `ModelConfig` or the name of a preset. Raises `ValueError` for another name. Before training, call
+    `initialize` with a batch of images.
 
     `training_loss` is the objective of a training step, and applies dropout. All other methods are without dropout and
     do not depend on the module's mode. Each computes in the dtype of the parameters, also under `torch.autocast`, and
@@ -166,7 +166,7 @@ class FlowPP(nn.Module):
 
     def __init__(self, config: ModelConfig | str) -> None:
         super().__init__()
-        self.config = preset(config).model if isinstance(config, str) else config
+        self.config = find_preset(config).model if isinstance(config, str) else config
         if not isinstance(self.config, ModelConfig):
             raise ValueError(f"config is a {type(config).__name__}; give a ModelConfig or the name of a preset")
         self.dequantizer = _dequantizer(self.config)
@@ -499,8 +499,7 @@ def _check_shape(name: str, given: Tensor, shape: Shape) -> None:
 def _check_tensor(name: str, given: object) -> None:
     """Raises `ValueError` if an argument is no tensor."""
     if not isinstance(given, Tensor):
-        kind = f"{type(given).__module__}.{type(given).__qualname__}"
-        raise ValueError(f"{name} is a {kind}; the model takes a torch.Tensor, as torch.from_numpy makes one")
+        raise ValueError(f"{name} is {form_of(given)}; the model takes a torch.Tensor, as torch.from_numpy makes one")
 
 
 class WeightTerms(NamedTuple):

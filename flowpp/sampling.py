@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowpp.arguments import real, whole
+from flowpp.arguments import form_of, real, whole
 from flowpp.data import encode_png, expand_bits
 from flowpp.durable import replace_file
 from flowpp.images import image_grid
@@ -131,10 +131,11 @@ def decode(model: FlowPP, latents: np.ndarray) -> Iterator[np.ndarray]:
     """
     shape = model.config.latent_shape
     if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f" or latents.shape[1:] != shape:
-        form = f"{latents.dtype} {list(latents.shape)}" if isinstance(latents, np.ndarray) else type(latents).__name__
-        raise ValueError(f"latents are {form}; expected is a floating-point array [N, {', '.join(map(str, shape))}]")
+        expected = f"a NumPy array, floating-point [N, {', '.join(map(str, shape))}]"
+        raise ValueError(f"the latents are {form_of(latents)}; expected is {expected}")
     parameter = model.parameter
-    dtype = np.float64 if parameter.dtype == torch.float64 else np.float32  # also from long doubles and other byte orders
+    # torch has no long double and no foreign byte order
+    dtype = np.float64 if parameter.dtype == torch.float64 else np.float32
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(latents), BATCH_SIZE):
