@@ -104,6 +104,11 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "no_training_images": ErrorCode(
         (422,), "All images of the dataset are for validation or test.", "Upload one with training images."
     ),
+    "too_few_training_images": ErrorCode(
+        (422,),
+        "The dataset, or `training.init_batch_size`, has fewer images than the initialization of a model needs.",
+        "Upload as many as `detail` names, or start from a checkpoint with `resume_from`.",
+    ),
     "batch_larger_than_dataset": ErrorCode(
         (422,),
         "A batch has more images than the dataset has for training.",
@@ -238,6 +243,11 @@ FAILURES: Mapping[str, ErrorCode] = {
         (),
         "Losses or gradients were not finite, also after the learning rate was lowered.",
         "Choose a lower `learning_rate`, or a longer warm-up.",
+    ),
+    "not_finite": ErrorCode(
+        (),
+        "The model gives likelihoods, latents or images that are NaN or infinite: its training has diverged.",
+        "Use an earlier checkpoint, or train again with a lower `learning_rate`.",
     ),
     "bad_dataset": ErrorCode(
         (), "The dataset's stored images cannot be read or do not fit.", "Upload the dataset again."

@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.results import table, write_section
+from flowpp.config import LEAST_IMAGES
 from flowpp.devices import resolve_device
 from flowpp.memory import EVALUATION_BATCH, estimate, micro_batch
 from flowpp.plan import choose
@@ -104,11 +105,11 @@ def speeds(preset: str, sizes: tuple[int, ...], rounds: int, recompute: bool) ->
 
     device, model, batch = resolve_device(None), PRESETS[preset].model, max(sizes)
     recipe = PRESETS[preset].training.model_copy(
-        update={"batch_size": batch, "activation_checkpointing": recompute, "init_batch_size": 2}
+        update={"batch_size": batch, "activation_checkpointing": recompute, "init_batch_size": LEAST_IMAGES}
     )
     learner = Learner(model, recipe, Processes(0, 1, device))
     images = torch.randint(0, model.levels, (batch, *model.image_shape), dtype=torch.uint8)
-    learner.initialize(images[:2])
+    learner.initialize(images[:LEAST_IMAGES])
     fastest = dict.fromkeys(sizes, 0.0)
     for _ in range(rounds):
         for size in sizes:

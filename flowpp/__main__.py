@@ -20,6 +20,7 @@ import typer
 from pydantic import ValidationError
 
 from flowpp import levels, logs, tracing
+from flowpp.arguments import NotFinite
 from flowpp.checkpoint import BadCheckpoint
 from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
 from flowpp.data import BadImages
@@ -154,6 +155,7 @@ def likelihood(
             maps = track(bits_maps(model, pixels, seed), len(pixels), "map")
             write_bits_map(unfinished, pixels, maps, names)
     print(json.dumps(scored.summary()))
+    scored.check_finite()
 
 
 @app.command()
@@ -326,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _exit(2, describe(error))
     except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, UnsupportedLevel, tracing.TracingError) as error:
         _exit(2, str(error))
+    except NotFinite as error:
+        _exit(1, str(error))
     except TrainingError as error:
         _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")
     except (MemoryError, RuntimeError) as error:

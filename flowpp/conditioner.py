@@ -13,7 +13,7 @@ from torch.nn.functional import elu, glu, layer_norm, scaled_dot_product_attenti
 from flowpp import fused
 from flowpp.config import HEAD_SIZES, Attention
 from flowpp.dropout import Dropout
-from flowpp.initialization import DataDependent, normal
+from flowpp.initialization import DataDependent, inverse_deviation, normal
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Convolution(DataDependent, fused.Fusing):
     def initialize(self, x: Tensor) -> None:
         self.bias.zero_()
         variance, mean = torch.var_mean(self._convolve(x), dim=(0, 2, 3), correction=0)
-        scale = self.init_scale * torch.rsqrt(variance + 1e-10)
+        scale = self.init_scale * inverse_deviation(variance, 1e-10)
         if self.gain is None:
             self.weight.mul_(scale[:, None, None, None])
         else:

@@ -14,6 +14,10 @@ Attention = Literal["softmax", "maximum", "none"]
 HEAD_SIZES = frozenset({4, 8, 16, 24, 26, 32})
 """Features of an attention head for which there is a CPU kernel; others are computed by plain PyTorch."""
 
+LEAST_IMAGES = 4
+"""Different images that the initialization of a model needs. From fewer, some elements hardly differ between them by
+chance, and their gains have no bound: other images begin near 1e3 bits/dim after two images, and at 1e16 after one."""
+
 Shape = tuple[int, int, int]
 """Channels, height, width."""
 
@@ -247,6 +251,14 @@ class TrainingConfig(Frozen):
             "bfloat16_conditioners": float(self.conditioner_precision == "bfloat16"),
         }
         return {name: value for name, value in options.items() if value}
+
+    def too_few(self, images: int) -> str | None:
+        """Returns why a new model cannot be initialized from so many training images, or None if it can be."""
+        if images < LEAST_IMAGES:
+            return f"{images:,} training images are too few; a new model needs at least {LEAST_IMAGES}"
+        if self.init_batch_size < LEAST_IMAGES:
+            return f"init_batch_size ({self.init_batch_size}) is too small; a new model needs at least {LEAST_IMAGES}"
+        return None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowpp import fused
+from flowpp.dropout import as_now
 from flowpp.logistic import mixture_logit, mixture_logit_inverse
 from flowpp.transforms import Transform, sum_dimensions
 
@@ -26,7 +27,7 @@ class Coupling(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.recomputed and torch.is_grad_enabled():
-            y, terms = checkpoint(self.couple, x, context, use_reentrant=False)
+            y, terms = checkpoint(as_now(self.couple), x, context, use_reentrant=False)
         else:
             y, terms = self.couple(x, context)
         return y, sum_dimensions(terms)

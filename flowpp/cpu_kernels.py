@@ -52,7 +52,7 @@ def _pack(weight: Tensor, kind: tuple[int, ...]) -> Tensor:
     `kind` is (channels, filters, k), as `_convolution` gives it.
     """
     shape = integers((1, 1, 1, *kind))
-    packed = torch.empty(_call("packed_weights", weight, shape), dtype=torch.bfloat16)
+    packed = torch.empty(_call("packed_weights", weight, shape), dtype=torch.bfloat16, device="cpu")
     _call("pack_weights", weight, shape, pointer(weight), pointer(packed))
     return packed
 
@@ -70,7 +70,7 @@ def convolve_tiles_weights(grad: Tensor, x: Tensor, weight: Tensor, *, elu: bool
     """The gradient in the weight, given that in `convolve_tiles(x, weight, bias, elu=elu)`."""
     (x, elu), grad = _for_tiles(x, elu), channels_last(grad)
     filters, channels, kernel, _ = weight.shape
-    out = torch.empty((filters, kernel, kernel, channels), dtype=x.dtype).permute(0, 3, 1, 2)
+    out = torch.empty((filters, kernel, kernel, channels), dtype=x.dtype, device="cpu").permute(0, 3, 1, 2)
     _call("convolve_tiles_weights", x, _convolution(x, weight), ctypes.c_bool(elu), *map(pointer, (x, grad, out)))
     return out
 
@@ -101,7 +101,7 @@ def gate_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients in x, gates, gain and bias."""
     grad_x, grad_gates, grad = _new(x, x.shape[1]), _new(x, 2 * x.shape[1]), channels_last(grad)
-    sums = torch.zeros(2, torch.get_num_threads(), x.shape[1], dtype=x.dtype)
+    sums = torch.zeros(2, torch.get_num_threads(), x.shape[1], dtype=x.dtype, device="cpu")
     _call("gate_norm_backward", x, *_rows(x), *map(pointer, (grad, x, gates, gain, grad_x, grad_gates, *sums)))
     grad_gain, grad_bias = sums.sum(1) if gain is not None else (None, None)
     return grad_x, grad_gates, grad_gain, grad_bias
@@ -113,7 +113,7 @@ def attention(qkv: Tensor, heads: int, drop: Drop) -> tuple[Tensor, Tensor]:
     qkv [B, 3F, H, W] is ordered (q, k, v), heads, features, of which a head has one of `flowpp.config.HEAD_SIZES`.
     """
     out, length = _new(qkv, qkv.shape[1] // 3), qkv.shape[2] * qkv.shape[3]
-    log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype)
+    log_sums = torch.empty(len(qkv), heads, length, dtype=qkv.dtype, device="cpu")
     large = out.shape[1] // heads >= _TILE_HEAD_SIZE and length >= _TILE_LENGTH
     name = "attention_tiles_forward" if large and has_tiles(qkv.dtype) else "attention_forward"
     _call(name, qkv, *_heads(qkv, heads), pointer(qkv), *_drop(drop), pointer(out), pointer(log_sums))
@@ -131,7 +131,7 @@ def attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, log_sums: Tensor,
 def couple(x: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """(y, log dy/dx), both [B, C, H, W], of x under the conditioner's output h [B, C (2 + 3K), H, W]."""
     x, h = _collapsible(x), _collapsible(h)
-    y, terms = torch.empty(2, *x.shape, dtype=x.dtype)
+    y, terms = torch.empty(2, *x.shape, dtype=x.dtype, device="cpu")
     _call("couple", x, _shape(x, components), *_fields(x, h, y, terms))
     return y, terms
 
@@ -147,7 +147,7 @@ def couple_backward(grad_y: Tensor, grad_terms: Tensor, x: Tensor, h: Tensor, co
 def uncouple(y: Tensor, h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """(x, log dx/dy), the inverse of `couple`, as `flowpp.logistic.solve` finds it."""
     y, h = _collapsible(y), _collapsible(h)
-    x, terms = torch.empty(2, *y.shape, dtype=y.dtype)
+    x, terms = torch.empty(2, *y.shape, dtype=y.dtype, device="cpu")
     limits = integers(evaluation_limits(y.dtype))
     _call("uncouple", y, _shape(y, components), limits, *_fields(y, h, x, terms))
     return x, terms
@@ -164,7 +164,7 @@ def _call(name: str, like: Tensor, *arguments: Any) -> Any:
 
 def _new(x: Tensor, channels: int) -> Tensor:
     batch, _, height, width = x.shape
-    return torch.empty((batch, height, width, channels), dtype=x.dtype).permute(0, 3, 1, 2)
+    return torch.empty((batch, height, width, channels), dtype=x.dtype, device="cpu").permute(0, 3, 1, 2)
 
 
 def _for_tiles(x: Tensor, elu: bool) -> tuple[Tensor, bool]:

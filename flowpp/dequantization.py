@@ -39,6 +39,11 @@ class UniformDequantizer(nn.Module):
         """Uniform noise in [0, 1) of `shape`; `like` holds dtype, device and generator."""
         return torch.rand(shape, **like)  # type: ignore[call-overload]
 
+    def check_noise(self, noise: Tensor) -> None:
+        """Raises `ValueError` for noise beyond the unit cube, such as normal noise: it would change the image."""
+        if noise.numel() and not bool(((noise >= 0) & (noise <= 1)).all()):
+            raise ValueError("noise beyond [0, 1]; a uniform dequantizer takes uniform noise, as draw_noise gives it")
+
 
 class VariationalDequantizer(nn.Module):
     """u = g_x(epsilon), epsilon ~ N(0, I): log q(u|x) = log N(epsilon; 0, I) - log|det du/depsilon|.
@@ -65,6 +70,9 @@ class VariationalDequantizer(nn.Module):
     def draw_noise(self, shape: tuple[int, ...], **like: object) -> Tensor:
         """Standard normal noise of `shape`; `like` holds dtype, device and generator."""
         return torch.randn(shape, **like)  # type: ignore[call-overload]
+
+    def check_noise(self, noise: Tensor) -> None:
+        """Accepts all noise: the flow maps any number into the unit cube."""
 
 
 class ContextNetwork(nn.Module):

@@ -1,32 +1,71 @@
-"""Dropout: what it drops is a function of a pass's seed and the layer, on which lanes and recomputation agree."""
+"""Dropout: only a training step drops. What it drops is a function of the step's seed and the layer.
+
+A pass outside of `dropping` never drops, whatever the mode of the model and of its modules. So one model can serve
+several threads while none of them changes a flag that the others read.
+"""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_of_thread = threading.local()
+
+Result = TypeVar("Result")
+
+
+class _Step(NamedTuple):
+    """A training step; without a seed its layers draw from torch's generator."""
+
+    seed: int | None
+
+
+class _OfThread(threading.local):
+    step: _Step | None = None
+
+
+_of_thread = _OfThread()
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within it, what passes in this thread drop comes of `seed`; otherwise of torch's generator. May be nested."""
-    before = getattr(_of_thread, "seed", None)
-    _of_thread.seed = seed
+def dropping(seed: int | None = None) -> Iterator[None]:
+    """Passes of this thread drop within it, by `seed` or else by torch's generator. May be nested."""
+    with _within(_Step(seed)):
+        yield
+
+
+def as_now(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, which drops later and in any thread as it would drop now.
+
+    Activation checkpointing calls it again in the backward pass, which runs in threads of its own on a GPU.
+    """
+    step = _of_thread.step
+
+    def call(*arguments: object) -> Result:
+        with _within(step):
+            return function(*arguments)
+
+    return call
+
+
+@contextmanager
+def _within(step: _Step | None) -> Iterator[None]:
+    before = _of_thread.step
+    _of_thread.step = step
     try:
         yield
     finally:
-        _of_thread.seed = before
+        _of_thread.step = before
 
 
 class Dropout(nn.Module):
-    """Zeroes each value with probability p while training, and scales the others by 1 / (1 - p).
+    """Zeroes each value with probability p in a training step, and scales the others by 1 / (1 - p).
 
-    `layer` tells those of a model apart.
+    In evaluation mode it drops nothing in a training step either. `layer` is its number within the model.
     """
 
     layer = 0
@@ -36,17 +75,21 @@ class Dropout(nn.Module):
         self.p = p
 
     def draw(self) -> tuple[float, int]:
-        """The probability, 0 where nothing is dropped, and the seed of one pass, from 0 to 2^62."""
-        if not self.p or not self.training:
+        """Returns the probability, 0 if nothing is dropped, and the seed of one pass, from 0 to 2^62."""
+        step = _of_thread.step
+        if step is None or not self.training or not self.p:
             return 0.0, 0
-        seed = getattr(_of_thread, "seed", None)
-        if seed is None:
-            return self.p, int(torch.randint(2**62, ()))
-        return self.p, (seed + (self.layer + 1) * _GOLDEN) % 2**62
+        if step.seed is None:
+            return self.p, int(torch.randint(2**62, (), device="cpu"))
+        return self.p, (step.seed + (self.layer + 1) * _GOLDEN) % 2**62
 
     def forward(self, x: Tensor) -> Tensor:
-        if getattr(_of_thread, "seed", None) is None or not self.training or not self.p:
-            return dropout(x, self.p, self.training)
+        step = _of_thread.step
+        if step is None or not self.training or not self.p:
+            return x
+        if step.seed is None:
+            return dropout(x, self.p)
         p, seed = self.draw()
-        kept = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator(x.device).manual_seed(seed)) >= p
+        generator = torch.Generator(x.device).manual_seed(seed)
+        kept = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator) >= p
         return x * kept / (1 - p)

@@ -67,7 +67,9 @@ def _parts(
 
 
 def _elementwise(operation: int, out: Tensor, a: Any, b: Any) -> BoundKernel | None:
-    a, b = (torch.tensor(each, dtype=out.dtype) if type(each) in (int, float) else each for each in (a, b))
+    a, b = (
+        torch.tensor(each, dtype=out.dtype, device="cpu") if type(each) in (int, float) else each for each in (a, b)
+    )
     library = kernels(out.dtype)
     if library is None or not all(isinstance(each, Tensor) and each.dtype == out.dtype for each in (a, b)):
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flowpp.arguments import NotFinite
 from flowpp.learner import Learner, NonFiniteLoss
 from flowpp.likelihood import COLUMNS, Likelihood, likelihood
 from flowpp.memory import EVALUATION_BATCH
@@ -63,16 +64,20 @@ def evaluate(learner: Learner, images: np.ndarray, stop: Callable[[], bool]) -> 
 
 
 def draw_samples(learner: Learner, stop: Callable[[], bool]) -> np.ndarray | None:
-    """16 samples, always of the same latents, uint8 [16, H, W, C]; none where stopped.
+    """16 samples, always of the same latents, uint8 [16, H, W, C]. Returns None if the run is to stop.
 
-    The leader draws them; the others have 0 of them.
+    The leader draws them, and the others return 0 of them. The leader also returns 0 if they are not finite: a model
+    can have finite bits/dim, and latents that it cannot decode.
     """
-    drawn = [np.zeros((0, *learner.ema.config.image_shape), np.uint8)]
+    channels, height, width = learner.ema.config.image_shape
+    drawn = [np.zeros((0, height, width, channels), np.uint8)]
     if learner.processes.leader:
         seed = seed_of(learner.training.seed, Stream.SAMPLES)
-        drawn = []
-        for batch in sample(learner.ema, SAMPLES, seed=seed, batch_size=SAMPLES_BATCH):
-            drawn.append(batch)
-            if stop():
-                break
+        try:
+            for batch in sample(learner.ema, SAMPLES, seed=seed, batch_size=SAMPLES_BATCH):
+                drawn.append(batch)
+                if stop():
+                    break
+        except NotFinite:
+            del drawn[1:]
     return None if learner.processes.any(stop()) else np.concatenate(drawn)

@@ -6,6 +6,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flowpp.config import LEAST_IMAGES
+
+
+class TooFewImages(ValueError):
+    """Fewer different images than an initialization needs."""
+
+
+def check_images(images: Tensor) -> None:
+    """Raises `TooFewImages` if fewer than `LEAST_IMAGES` of the images [B, C, H, W] differ from each other."""
+    n = len(images)
+    different = n if n < LEAST_IMAGES else len(images.flatten(1).unique(dim=0))
+    if different < LEAST_IMAGES:
+        found = f"{n:,} images, {different:,} of them different"
+        raise TooFewImages(f"{found}; the initialization of a model needs at least {LEAST_IMAGES} different images")
+
 
 class DataDependent(nn.Module):
     """A module whose `forward` begins with `self.initialize_from(x)`; within `initializing`, that sets it."""
@@ -23,10 +38,8 @@ class DataDependent(nn.Module):
 
 @contextmanager
 def initializing(module: nn.Module) -> Iterator[None]:
-    """The next pass through `module` initializes each part from what reaches it; without gradient or dropout."""
+    """The next pass through `module` initializes each part from what reaches it, without gradient."""
     parts = [part for part in module.modules() if isinstance(part, DataDependent)]
-    training = module.training
-    module.eval()
     for part in parts:
         part._initializing = True
     try:
@@ -35,7 +48,15 @@ def initializing(module: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part._initializing = False
-        module.train(training)
+
+
+def inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
+    """1 / sqrt(variance + epsilon), as the authors have it; 1 if the variance is no more than epsilon.
+
+    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify whatever
+    differs from the batch.
+    """
+    return torch.where(variance > epsilon, torch.rsqrt(variance + epsilon), torch.ones_like(variance))
 
 
 def normal(scale: float, *shape: int) -> Tensor:

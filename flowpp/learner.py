@@ -14,12 +14,11 @@ from flowpp.adam import MOMENTS, Adam
 from flowpp.checkpoint import EMA, MODEL, OPTIMIZER, read_manifest, weights_file
 from flowpp.conditioner import Convolution
 from flowpp.config import Milestone, ModelConfig, TrainingConfig
-from flowpp.dropout import seeded
 from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
 from flowpp.processes import Processes
 from flowpp.seeds import Stream, seed_of
-from flowpp.weights import read_tensors, write_checkpoint
+from flowpp.weights import read_tensors, read_weights, write_checkpoint
 
 MOST_SKIPPED = 5
 """Steps in a row whose gradient may not be finite; each is skipped, and leaves the weights as they are."""
@@ -84,7 +83,7 @@ class Learner:
                 bfloat16=self.training.conditioner_precision == "bfloat16",
                 recompute=bool(self.training.activation_checkpointing),
             )
-            self._parallel = self.processes.parallel(_BitsPerDim(self.model))
+            self._parallel = self.processes.parallel(_TrainingLoss(self.model))
 
     def take_step(self, images: Tensor) -> None:
         """One step of Adam on the mean bits/dim of a batch, of which uint8 `images` [b, C, H, W] are this process's.
@@ -155,14 +154,14 @@ class Learner:
     def _pass_in_lanes(self, images: Tensor, noise: Tensor, start: int) -> Tensor:
         """Adds the gradients of a piece, which begins with image `start` of the batch."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        loss_of = _BitsPerDim(self.model)
+        loss_of = _TrainingLoss(self.model)
 
         def gradients(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
-            # on a GPU the backward pass runs in threads of its own, which would not know the seed
+            # a GPU's dropout is torch's own, by its generator
             seed = seed_of(self.training.seed, Stream.STEP, self.step, start + part.start, 1)
-            with seeded(seed) if self.device.type == "cpu" else nullcontext():
-                loss = loss_of(images[part], noise[part]).sum() / self.training.batch_size
-                return loss.detach(), torch.autograd.grad(loss, parameters)
+            dropout_seed = seed if self.device.type == "cpu" else None
+            loss = loss_of(images[part], noise[part], dropout_seed).sum() / self.training.batch_size
+            return loss.detach(), torch.autograd.grad(loss, parameters)
 
         parts = side_by_side(gradients, len(images), self.device)
         for _, found in parts:
@@ -204,17 +203,18 @@ class Learner:
     def start_from(self, directory: Path) -> None:
         """A warm start: the weights of a checkpoint and their average, and nothing else of it. Raises `BadCheckpoint`.
 
-        A checkpoint without an average begins it as a copy of its weights.
+        The run keeps its own dtype. A checkpoint without an average begins it as a copy of its weights.
         """
         average = weights_file(read_manifest(directory))
-        self.model.load_state_dict(read_tensors(directory, MODEL, self.model.state_dict()))
-        self.ema.load_state_dict(read_tensors(directory, average, self.ema.state_dict()))
+        self.model.load_state_dict(read_weights(directory, MODEL, self.model.state_dict()))
+        self.ema.load_state_dict(read_weights(directory, average, self.ema.state_dict()))
 
     def load(self, directory: Path) -> None:
-        """Takes up the state of a checkpoint of the same model. Raises `BadCheckpoint`."""
+        """Takes up the state of a checkpoint of the same model, in the dtype of its files. Raises `BadCheckpoint`."""
         manifest = read_manifest(directory)
-        self.model.load_state_dict(read_tensors(directory, MODEL, self.model.state_dict()))
-        self.ema.load_state_dict(read_tensors(directory, EMA, self.ema.state_dict()))
+        for module, name in ((self.model, MODEL), (self.ema, EMA)):
+            weights = read_weights(directory, name, module.state_dict())
+            module.to(next(iter(weights.values())).dtype).load_state_dict(weights)
         found = read_tensors(directory, OPTIMIZER, self._moments())
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
@@ -258,15 +258,15 @@ def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=values.dtype, device=values.device, requires_grad=False).copy_(values)
 
 
-class _BitsPerDim(nn.Module):
-    """bits/dim, float64 [b], of images under their noise: the forward pass that the processes share."""
+class _TrainingLoss(nn.Module):
+    """`FlowPP.training_loss`, float64 [b], of images under their noise: the forward pass that the processes share."""
 
     def __init__(self, model: FlowPP) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        return self.model.log_prob(images, noise=noise) / (-math.log(2) * self.model.config.dimensions)
+    def forward(self, images: Tensor, noise: Tensor, dropout_seed: int | None = None) -> Tensor:
+        return self.model.training_loss(images, noise=noise, dropout_seed=dropout_seed)
 
 
 class Sums:

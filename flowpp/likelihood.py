@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowpp.arguments import CAUSE, NotFinite, check_finite, form_of, whole
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
 from flowpp.durable import replace_file
@@ -37,7 +38,10 @@ dequantizer are means over the samples of log N(z; 0, I), the main flow's log|de
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """The `estimates` [N, 6] of N images of `dimensions` channel values each, as `likelihood` gives them."""
+    """The `estimates` [N, 6] of N >= 1 images of `dimensions` channel values each, as `likelihood` gives them.
+
+    They may be NaN or infinite, if the model has diverged: `check_finite` then raises, and the files hold null.
+    """
 
     estimates: np.ndarray
     dimensions: int
@@ -45,6 +49,19 @@ class Likelihood:
     seed: int
     checkpoint_sha256: str | None = None
     dataset_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimates.ndim != 2 or self.estimates.shape[1] != len(COLUMNS) or not len(self.estimates):
+            expected = f"(N, {len(COLUMNS)}), N at least 1"
+            raise ValueError(f"estimates of shape {self.estimates.shape}; expected is {expected}")
+
+    def check_finite(self) -> None:
+        """Raises `NotFinite` if an estimate is NaN or infinite; the standard error of one importance sample is NaN."""
+        known = [index for index, name in enumerate(COLUMNS) if name != "standard_error" or self.importance_samples > 1]
+        finite = np.isfinite(self.estimates[:, known]).all(1)
+        if not finite.all():
+            bad, n = int((~finite).sum()), len(finite)
+            raise NotFinite(f"the log-likelihoods of {bad:,} of {n:,} images are not finite (NaN or infinite): {CAUSE}")
 
     def column(self, name: str) -> np.ndarray:
         """One of `COLUMNS`, float64 [N]."""
@@ -89,41 +106,46 @@ class Likelihood:
         return parts | {"importance": min(0.0, self.mean - sum(parts.values()))}
 
     def summary(self) -> dict[str, Any]:
-        """What likelihood.json holds."""
+        """The content of likelihood.json; None for figures that are NaN or infinite, which JSON does not have."""
         return {
-            "bits_per_dim": self.mean,
-            "standard_error": self.standard_error,
-            "sampling_standard_error": self.sampling_standard_error,
-            "split": self.split(),
-            "log_likelihood": float(self.log_prob.mean()),
+            "bits_per_dim": _finite(self.mean),
+            "standard_error": _finite(self.standard_error),
+            "sampling_standard_error": _finite(self.sampling_standard_error),
+            "split": {name: _finite(bits) for name, bits in self.split().items()},
+            "log_likelihood": _finite(float(self.log_prob.mean())),
             "num_images": len(self.log_prob),
             "dimensions": self.dimensions,
             "importance_samples": self.importance_samples,
-            "effective_sample_size": float(self.column("effective_sample_size").mean()),
+            "effective_sample_size": _finite(float(self.column("effective_sample_size").mean())),
             "seed": self.seed,
             "checkpoint_sha256": self.checkpoint_sha256,
             "dataset_sha256": self.dataset_sha256,
         }
 
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """What likelihood.csv holds of each image; standard errors are of the estimate over other noise."""
+        """The rows of likelihood.csv, one an image; standard errors are of the estimate over other noise.
+
+        None stands for what is NaN or infinite.
+        """
         per_nat = -self._in_bits(1.0)
         for name, bits, (log_prob, effective, error, *_) in zip(
             names, self.bits_per_dim.tolist(), self.estimates.tolist(), strict=True
         ):
-            known = not math.isnan(error)
             yield {
                 "name": name,
-                "log_likelihood": log_prob,
-                "bits_per_dim": bits,
+                "log_likelihood": _finite(log_prob),
+                "bits_per_dim": _finite(bits),
                 "importance_samples": self.importance_samples,
-                "effective_sample_size": effective,
-                "log_likelihood_standard_error": error if known else None,
-                "bits_per_dim_standard_error": error * per_nat if known else None,
+                "effective_sample_size": _finite(effective),
+                "log_likelihood_standard_error": _finite(error),
+                "bits_per_dim_standard_error": _finite(error * per_nat),
             }
 
     def write(self, directory: Path, names: Sequence[str]) -> None:
-        """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram)."""
+        """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram).
+
+        There is no histogram of log-likelihoods of which none is finite.
+        """
         from flowpp.plots import write_histogram
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -134,10 +156,16 @@ class Likelihood:
         writer.writeheader()
         writer.writerows(rows)
         replace_file(directory / "likelihood.csv", table.getvalue().encode(errors="backslashreplace"))
-        write_histogram(self, directory / "likelihood.png")
+        finite = np.isfinite(self.log_prob)
+        if finite.any():
+            write_histogram(replace(self, estimates=self.estimates[finite]), directory / "likelihood.png")
 
     def _in_bits(self, nats: Any) -> Any:
         return nats / (-math.log(2) * self.dimensions)
+
+
+def _finite(figure: float | None) -> float | None:
+    return figure if figure is not None and math.isfinite(figure) else None
 
 
 def likelihood(
@@ -151,14 +179,23 @@ def likelihood(
     """Batch for batch estimates, float64 [b, 6], of 8-bit images, uint8 [N, H, W, C], in their order.
 
     The dequantizer's noise is a function of (seed, index of the image, importance sample) alone: another batch
-    size gives the same numbers but for rounding. `first` is the index of the first image, in a part of a set. Raises
-    `BadImages` for images that are not of the model's shape.
+    size gives the same numbers but for rounding. `first` is the index of the first image, in a part of a set.
+
+    Raises `BadImages` for images that are not of the model's shape, and `ValueError` for numbers out of range, both
+    before the first batch. Estimates of a model that has diverged are NaN or infinite.
     """
-    step = max(1, batch_size // importance_samples)
-    for start in range(0, len(images), step):
-        batch = images[start : start + step]
-        seeds = [seed_of(seed, first + start + i) for i in range(len(batch))]
-        yield estimate(model, batch, seeds, importance_samples, batch_size)
+    check_images(images, model.config)
+    samples, batch_size = whole("importance_samples", importance_samples, 1), whole("batch_size", batch_size, 1)
+    seed, first = whole("seed", seed, 0), whole("first", first, 0)
+    step = max(1, batch_size // samples)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
+            seeds = [seed_of(seed, first + start + i) for i in range(len(batch))]
+            yield estimate(model, batch, seeds, samples, batch_size)
+
+    return batches()
 
 
 @torch.no_grad()
@@ -172,15 +209,19 @@ def estimate(
     """Estimates, float64 [b, 6], of 8-bit images, uint8 [b, H, W, C], each under the noise of its own seed.
 
     Importance samples pass in chunks of `batch_size` rows under a running logsumexp in float64, so that memory does
-    not grow with their number.
+    not grow with their number. Raises as `likelihood`.
     """
+    importance_samples = whole("importance_samples", importance_samples, 1)
+    batch_size = whole("batch_size", batch_size, 1)
+    if len(seeds) != len(images):
+        raise ValueError(f"{len(seeds):,} seeds for {len(images):,} images; each image has its own")
     device = next(model.parameters()).device
     symbols = to_symbols(images, model)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     log_sum = torch.full((len(images),), -math.inf, dtype=torch.float64, device=device)
     log_sum_of_squares = log_sum
     parts = torch.zeros((3, len(images)), dtype=torch.float64, device=device)
-    chunk = max(1, batch_size // len(images))
+    chunk = max(1, batch_size // max(1, len(images)))
     for start in range(0, importance_samples, chunk):
         samples = min(chunk, importance_samples - start)
         noise = torch.cat([model.draw_noise(1, generator) for generator in generators for _ in range(samples)])
@@ -204,15 +245,14 @@ def _weight_terms(model: FlowPP, symbols: Tensor, noise: Tensor) -> Tensor:
     return torch.cat(side_by_side(terms, len(symbols), symbols.device), dim=1)
 
 
-@torch.no_grad()
 def bits_maps(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
     """Batch for batch where the bits are spent, float32 bits [b, H, W, C], of 8-bit images, uint8 [N, H, W, C].
 
     As `FlowPP.bits_map`, under the noise of an image's first importance sample in `likelihood`: with one importance
     sample its sum over D is the image's bits/dim.
     """
-    for batch, noise in _with_noise(model, images, seed):
-        yield model.bits_map(batch, noise).permute(0, 2, 3, 1).float().cpu().numpy()
+    pairs = _with_noise(model, images, seed)
+    return (model.bits_map(batch, noise).permute(0, 2, 3, 1).float().cpu().numpy() for batch, noise in pairs)
 
 
 def gradients(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
@@ -220,27 +260,50 @@ def gradients(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.n
 
     v is the image with the dequantizer's noise, as in `bits_maps`. The gradient points to where images are likelier.
     """
-    for batch, noise in _with_noise(model, images, seed):
-        with torch.no_grad():
-            v = model.dequantize(batch, noise)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(model.log_density(v.requires_grad_()).sum(), v)
-        yield gradient.permute(0, 2, 3, 1).float().cpu().numpy()
+    pairs = _with_noise(model, images, seed)
+    return (_gradient(model, batch, noise).permute(0, 2, 3, 1).float().cpu().numpy() for batch, noise in pairs)
+
+
+@torch.inference_mode(False)
+def _gradient(model: FlowPP, images: Tensor, noise: Tensor) -> Tensor:
+    with torch.no_grad():
+        v = model.dequantize(images, noise)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(model.log_density(v.requires_grad_()).sum(), v)
+    check_finite("the gradients", gradient)
+    return gradient
 
 
 def _with_noise(model: FlowPP, images: np.ndarray, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch for batch images and their noise. Raises `BadImages` and `ValueError` before the first batch."""
+    check_images(images, model.config)
+    seed = whole("seed", seed, 0)
     device = next(model.parameters()).device
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = to_symbols(images[start : start + BATCH_SIZE], model)
-        seeds = (seed_of(seed, start + i) for i in range(len(batch)))
-        yield batch, torch.cat([model.draw_noise(1, torch.Generator(device).manual_seed(each)) for each in seeds])
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = to_symbols(images[start : start + BATCH_SIZE], model)
+            seeds = (seed_of(seed, start + i) for i in range(len(batch)))
+            yield batch, torch.cat([model.draw_noise(1, torch.Generator(device).manual_seed(each)) for each in seeds])
+
+    return batches()
 
 
 def to_symbols(images: np.ndarray, model: FlowPP) -> Tensor:
     """8-bit images, uint8 [b, H, W, C] -> what `FlowPP` takes, [b, C, H, W] on its device. Raises `BadImages`."""
-    check_shape((images.shape[3], *images.shape[1:3]), model.config)
+    check_images(images, model.config)
     symbols = reduce_bits(images, model.config.bits).transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(symbols)).to(next(model.parameters()).device)
+    # a copy, since torch warns of memory that is not to be written to, such as that of a file
+    return torch.from_numpy(np.array(symbols, order="C")).to(next(model.parameters()).device)
+
+
+def check_images(images: np.ndarray, config: ModelConfig) -> None:
+    """Raises `BadImages` for what is no array of 8-bit images, uint8 [N, H, W, C], or does not fit the model."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        raise BadImages(
+            "unsupported_array", f"the images are {form_of(images)}; expected is a NumPy array, uint8 [N, H, W, C]"
+        )
+    check_shape((images.shape[3], *images.shape[1:3]), config)
 
 
 def check_shape(shape: Shape, config: ModelConfig) -> None:

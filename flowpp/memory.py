@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowpp.config import HEAD_SIZES, Attention, ModelConfig, TrainingConfig, flow_shape, stage_couplings
+from flowpp.config import HEAD_SIZES, LEAST_IMAGES, Attention, ModelConfig, TrainingConfig, flow_shape, stage_couplings
 
 _BYTES = 4
 _COPIES = 6
@@ -141,7 +141,7 @@ def advice(model: ModelConfig, training: TrainingConfig, available: float, *, cu
         way = f"training.activation_checkpointing would make room for {with_recomputation:,} images"
         ways.append(way if with_recomputation == images else f"{way} (micro_batch_size)")
     if not ways:
-        smallest = frugal.model_copy(update={"init_batch_size": 2})
+        smallest = frugal.model_copy(update={"init_batch_size": LEAST_IMAGES})
         if most_images(model, smallest, room, cuda=cuda):
             ways.append(f"training.init_batch_size {training.init_batch_size:,} is too large: choose a smaller one")
         else:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flowpp.config import DequantizerConfig, Frozen, Milestone, ModelConfig, Shape, TrainingConfig
+from flowpp.names import meant
 
 PUBLISHED = ("cifar10", "imagenet32", "imagenet64")
 """The presets whose weights the authors published."""
@@ -183,14 +184,21 @@ PRESETS: dict[str, Preset] = {
 """The paper's models and CPU sizes. `height`, `width` and `channels` come from the dataset."""
 
 
+def find_preset(name: str) -> Preset:
+    """Returns the preset of this name. Raises `ValueError`, with the nearest names, if there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; {meant(name, PRESETS)}")
+    return PRESETS[name]
+
+
 def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:
     """The preset's model with `overrides`, for images of (channels, height, width).
 
-    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
+    Raises `ValueError` for an unknown preset, and `pydantic.ValidationError` for values that do not fit.
     """
     channels, height, width = image_shape
     shape = {"channels": channels, "height": height, "width": width}
-    declared = PRESETS[preset].model.model_dump()
+    declared = find_preset(preset).model.model_dump()
     dequantizer = {**declared["dequantizer"], **overrides.get("dequantizer", {})}
     return ModelConfig(**{**declared, **overrides, "dequantizer": dequantizer, **shape})
 
@@ -198,9 +206,9 @@ def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) ->
 def resolve_training(preset: str, overrides: dict[str, Any]) -> TrainingConfig:
     """The preset's recipe with `overrides`; for fewer steps, the schedule shrinks where the user did not choose it.
 
-    Raises `KeyError` for an unknown preset, `pydantic.ValidationError` for values that do not fit.
+    Raises `ValueError` for an unknown preset, and `pydantic.ValidationError` for values that do not fit.
     """
-    recipe = PRESETS[preset].training
+    recipe = find_preset(preset).training
     values = {**dict(recipe), **overrides}
     steps = overrides.get("steps")
     if isinstance(steps, int) and 0 < steps < recipe.steps:

@@ -132,7 +132,8 @@ class Replay:
         with tape.on():
             expected = function(*copies)
         outputs = tape.end(expected)
-        arena = torch.full((lay_out(tape.buffers),), 255, dtype=torch.uint8)  # NaN, where a call were missing
+        # NaN, where a call were missing
+        arena = torch.full((lay_out(tape.buffers),), 255, dtype=torch.uint8, device="cpu")
         self._inputs = [reference.of(arena) for reference in tape.inputs]
         self._outputs = [each.of(arena) if isinstance(each, Reference) else each for each in outputs]
         dtypes = {call.dtype for call in tape.calls if isinstance(call, KernelCall)}

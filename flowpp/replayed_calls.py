@@ -67,7 +67,8 @@ class Reference:
 
     def of(self, arena: Tensor) -> Tensor:
         start = self.buffer.offset // self.dtype.itemsize + self.offset
-        return torch.empty(0, dtype=self.dtype).set_(arena.untyped_storage(), start, self.shape, self.strides)
+        empty = torch.empty(0, dtype=self.dtype, device="cpu")
+        return empty.set_(arena.untyped_storage(), start, self.shape, self.strides)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowpp.arguments import form_of, real, whole
 from flowpp.data import encode_png, expand_bits
 from flowpp.durable import replace_file
 from flowpp.images import image_grid
 from flowpp.lanes import side_by_side
-from flowpp.likelihood import BATCH_SIZE, to_symbols
+from flowpp.likelihood import BATCH_SIZE, check_images, to_symbols
 from flowpp.model import FlowPP
 from flowpp.seeds import seed_of
 
@@ -21,11 +22,18 @@ def sample(
 ) -> Iterator[np.ndarray]:
     """n samples batch for batch, uint8 [b, H, W, C] with values from 0 to 255.
 
-    A sample's latent is a function of (seed, index of the sample) alone, times the temperature.
+    A sample's latent is a function of (seed, index of the sample) alone, times the temperature. Raises `ValueError` for
+    numbers out of range before the first batch, and `NotFinite` for a model that has diverged.
     """
-    for start in range(0, n, batch_size):
-        indices = range(start, min(start + batch_size, n))
-        yield sample_of_seeds(model, [seed_of(seed, index) for index in indices], temperature)
+    n, batch_size = whole("n", n, 0), whole("batch_size", batch_size, 1)
+    seed, temperature = whole("seed", seed, 0), real("temperature", temperature, 0)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, n, batch_size):
+            indices = range(start, min(start + batch_size, n))
+            yield sample_of_seeds(model, [seed_of(seed, index) for index in indices], temperature)
+
+    return batches()
 
 
 def sample_of_seeds(model: FlowPP, seeds: Sequence[int], temperature: float = 1.0) -> np.ndarray:
@@ -68,12 +76,21 @@ def interpolate(first: torch.Tensor, second: torch.Tensor, part: float) -> torch
 def interpolation(model: FlowPP, ends: np.ndarray, n: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Batch for batch n >= 2 images, uint8 [b, H, W, C], on the way between two, uint8 [2, H, W, C].
 
-    The first and the last are the two images, as `encode` and `interpolate` lead from one to the other.
+    The first and the last are the two images, as `encode` and `interpolate` lead from one to the other. Raises
+    `ValueError` for other arguments.
     """
+    n, seed = whole("n", n, 2), whole("seed", seed, 0)
+    check_images(ends, model.config)
+    if len(ends) != 2:
+        raise ValueError(f"{len(ends):,} images; an interpolation is between two")
     first, second = latents_of_ends(model, ends, seed)
-    for start in range(0, n, BATCH_SIZE):
-        parts = [index / (n - 1) for index in range(start, min(start + BATCH_SIZE, n))]
-        yield images_of_latents(model, torch.cat([interpolate(first, second, part) for part in parts]))
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, n, BATCH_SIZE):
+            parts = [index / (n - 1) for index in range(start, min(start + BATCH_SIZE, n))]
+            yield images_of_latents(model, torch.cat([interpolate(first, second, part) for part in parts]))
+
+    return batches()
 
 
 def latents_of_ends(model: FlowPP, ends: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,21 +107,42 @@ def latents_of_ends(model: FlowPP, ends: np.ndarray, seed: int) -> tuple[torch.T
 def encode(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
     """Batch for batch latents, float32 [b, *latent_shape], of 8-bit images, uint8 [N, H, W, C].
 
-    The dequantizer's noise comes from `seed`; what the latents decode to does not depend on it.
+    The dequantizer's noise comes from `seed`; what the latents decode to does not depend on it. Raises `BadImages` and
+    `ValueError` for other arguments, and `NotFinite` for a model that has diverged.
     """
+    check_images(images, model.config)
+    seed = whole("seed", seed, 0)
     device = next(model.parameters()).device
-    for start in range(0, len(images), BATCH_SIZE):
-        generator = torch.Generator(device).manual_seed(seed_of(seed, start))
-        latents = model.encode(to_symbols(images[start : start + BATCH_SIZE], model), generator)
-        yield latents.float().cpu().numpy()
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(images), BATCH_SIZE):
+            generator = torch.Generator(device).manual_seed(seed_of(seed, start))
+            latents = model.encode(to_symbols(images[start : start + BATCH_SIZE], model), generator)
+            yield latents.float().cpu().numpy()
+
+    return batches()
 
 
 def decode(model: FlowPP, latents: np.ndarray) -> Iterator[np.ndarray]:
-    """Batch for batch images, uint8 [b, H, W, C] with values from 0 to 255, of latents, float [N, *latent_shape]."""
-    parameter = next(model.parameters())
-    for start in range(0, len(latents), BATCH_SIZE):
-        batch = torch.from_numpy(np.ascontiguousarray(latents[start : start + BATCH_SIZE])).to(parameter)
-        yield images_of_latents(model, batch)
+    """Batch for batch images, uint8 [b, H, W, C] with values from 0 to 255, of latents, float [N, *latent_shape].
+
+    Raises `ValueError` for other arrays before the first batch, and `NotFinite` for latents and images that are NaN or
+    infinite.
+    """
+    shape = model.config.latent_shape
+    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f" or latents.shape[1:] != shape:
+        expected = f"a NumPy array, floating-point [N, {', '.join(map(str, shape))}]"
+        raise ValueError(f"the latents are {form_of(latents)}; expected is {expected}")
+    parameter = model.parameter
+    # torch has no long double and no foreign byte order
+    dtype = np.float64 if parameter.dtype == torch.float64 else np.float32
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(latents), BATCH_SIZE):
+            batch = np.array(latents[start : start + BATCH_SIZE], dtype, order="C")
+            yield images_of_latents(model, torch.from_numpy(batch).to(parameter.device))
+
+    return batches()
 
 
 GRID_IMAGES = 400

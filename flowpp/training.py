@@ -16,6 +16,7 @@ from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import BadImages, ImageSet, open_image_set
 from flowpp.devices import is_out_of_memory, memory_of
 from flowpp.evaluation import Looked, draw_samples, evaluate, spread
+from flowpp.initialization import TooFewImages
 from flowpp.learner import Learner, NonFiniteLoss, Sums
 from flowpp.ledger import Ledger
 from flowpp.likelihood import check_shape, to_symbols
@@ -218,7 +219,10 @@ def _look(
             drawn = draw_samples(learner, stop)
             if drawn is None:
                 return None
-            ledger.samples(drawn)
+            if len(drawn) or not learner.processes.leader:
+                ledger.samples(drawn)
+            else:
+                ledger.note(f"no samples at step {learner.step}: the model decodes to numbers that are not finite")
     return looked
 
 
@@ -300,7 +304,10 @@ def _open(config: RunConfig, run: RunDirectory) -> ImageSet:
 
 
 def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) -> Path | None:
-    """The run's newest complete checkpoint, to take up from. Without one, checks what it is to start from."""
+    """The run's newest complete checkpoint, to take up from. Without one, checks what it is to start from.
+
+    A new model needs enough images for its initialization; a warm start does not.
+    """
     own = newest_complete(run.path)
     if own:
         manifest = read_manifest(own)
@@ -312,6 +319,8 @@ def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) 
         found = read_manifest(Path(config.resume_from)).model
         if fault := config.model.unlike(found):
             raise BadRunDirectory(f"{config.resume_from} cannot start this run: {fault}")
+    elif fault := config.training.too_few(len(image_set.training)):
+        raise TrainingError("bad_dataset", f"{config.data}: {fault}")
     return own
 
 
@@ -341,6 +350,8 @@ def naming_failures(config: RunConfig, device: torch.device) -> Iterator[None]:
         yield
     except NonFiniteLoss as error:
         raise TrainingError("nan_loss", str(error), error.step) from error
+    except TooFewImages as error:
+        raise TrainingError("bad_dataset", str(error)) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from flowpp.initialization import DataDependent, normal
+from flowpp.initialization import DataDependent, inverse_deviation, normal
 
 
 class Transform(nn.Module):
@@ -195,7 +195,7 @@ class Normalization(Transform, DataDependent):
     """y = g * x + bias with one g = max(gain, 1e-10) and bias an element; log_det = sum of log g.
 
     Data-dependent initialization gives each element of y mean 0 and variance 1 over the batch (authors'
-    Norm). Parameters: gain, bias [C, H, W].
+    Norm); an element that does not vary in the batch keeps gain 1. Parameters: gain, bias [C, H, W].
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -205,7 +205,7 @@ class Normalization(Transform, DataDependent):
 
     def initialize(self, x: Tensor) -> None:
         variance, mean = torch.var_mean(x, dim=0, correction=0)
-        self.gain.copy_(torch.rsqrt(variance + 1e-8))
+        self.gain.copy_(inverse_deviation(variance, 1e-8))
         self.bias.copy_(-mean * self.gain)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

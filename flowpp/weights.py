@@ -37,18 +37,42 @@ def _write(content: Tensors, path: Path) -> None:
         raise OSError(f"{path.name}: {error}") from error
 
 
+def read_weights(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:
+    """The weights in file `name` of a checkpoint, on the CPU, which must be those `expected` in name and shape.
+
+    They have the dtype of the file. Raises `BadCheckpoint` if the file is missing or damaged, holds other tensors, or
+    has them in several dtypes.
+    """
+    found = _read(directory, name, expected)
+    try:
+        _dtype(found)
+    except ValueError as error:
+        raise BadCheckpoint(f"{directory / name} holds {error}") from error
+    return found
+
+
 def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:
     """The tensors of file `name` of a checkpoint, on the CPU, which must be those `expected` in name, shape and dtype.
 
-    Raises `BadCheckpoint` where the file is missing, damaged, or holds other tensors.
+    Raises `BadCheckpoint` if the file is missing or damaged, or holds other tensors.
     """
+    found = _read(directory, name, expected)
+    for key, tensor in found.items():
+        if tensor.dtype != expected[key].dtype:
+            raise BadCheckpoint(
+                f"{directory / name} holds {key} as {tensor.dtype}; the weights beside it need {expected[key].dtype}"
+            )
+    return found
+
+
+def _read(directory: Path, name: str, expected: Tensors) -> dict[str, Tensor]:
     manifest = read_manifest(directory)
     path = directory / name
     if name not in manifest.files:
         raise BadCheckpoint(f"{directory} holds no {name}")
     check_file(path, manifest.files[name])
     try:
-        found = load_file(path)
+        found = load_file(path, device="cpu")
     except SafetensorError as error:
         raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from error
     if missing := sorted(expected.keys() - found.keys()):
@@ -56,26 +80,49 @@ def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Ten
     if unexpected := sorted(found.keys() - expected.keys()):
         raise BadCheckpoint(f"{path} holds {_some(unexpected)}, which the model in {MANIFEST} has not")
     for key, tensor in found.items():
-        if (tensor.shape, tensor.dtype) != (expected[key].shape, expected[key].dtype):
+        if tensor.shape != expected[key].shape:
             raise BadCheckpoint(
-                f"{path} holds {key} as {tensor.dtype} {list(tensor.shape)}; "
-                f"the model in {MANIFEST} has {expected[key].dtype} {list(expected[key].shape)}"
+                f"{path} holds {key} as {list(tensor.shape)}; the model in {MANIFEST} has {list(expected[key].shape)}"
             )
     return found
 
 
+def _dtype(weights: Tensors) -> torch.dtype:
+    """The one dtype of all weights. Raises `ValueError` if there are several, or one that is not floating-point."""
+    names = {tensor.dtype: name for name, tensor in weights.items()}
+    one, *others = names
+    if others:
+        raise ValueError(f"{names[one]} as {one} and {names[others[0]]} as {others[0]}; all weights have one dtype")
+    if not one.is_floating_point:
+        raise ValueError(f"{names[one]} as {one}; weights are floating-point numbers")
+    return one
+
+
 def save_model(model: "FlowPP", directory: Path) -> None:
-    """Writes the weights and the configuration as a checkpoint without a recipe."""
-    write_checkpoint(directory, {MODEL: model.state_dict()}, model=model.config)
+    """Writes the weights and the configuration as a checkpoint without a recipe.
+
+    Raises `ValueError` for weights of several dtypes, and on the meta device.
+    """
+    weights = model.state_dict()
+    try:
+        _dtype(weights)
+    except ValueError as error:
+        raise ValueError(f"the model holds {error}: convert it by model.float() or model.double()") from error
+    if any(tensor.is_meta for tensor in weights.values()):
+        raise ValueError("the model is on the meta device, where weights have no values that could be saved")
+    write_checkpoint(directory, {MODEL: weights}, model=model.config)
 
 
-def load_model(kind: type[Model], directory: Path, device: str | torch.device) -> Model:
-    """The model of a checkpoint, in evaluation mode, with its EMA weights where it has them. Raises `BadCheckpoint`."""
+def load_model(kind: type[Model], directory: Path, device: torch.device) -> Model:
+    """The model of a checkpoint in the dtype of its file and in evaluation mode, with its EMA weights if it has them.
+
+    Raises `BadCheckpoint`.
+    """
     manifest = read_manifest(directory)
     with torch.device("meta"):
         model = kind(manifest.model)
     name = weights_file(manifest)
-    model.load_state_dict(read_tensors(directory, name, model.state_dict()), assign=True)
+    model.load_state_dict(read_weights(directory, name, model.state_dict()), assign=True)
     model.checkpoint_sha256 = manifest.files[name].sha256
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # as FlowPP makes them
     return model.eval()

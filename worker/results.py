@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from flowpp.arguments import NotFinite
 from flowpp.devices import is_out_of_memory
 from flowpp.model import FlowPP
 from worker.jobs import Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
@@ -50,10 +51,13 @@ class Results:
 
     def fail(self, job: Job, error: Exception) -> None:
         """Ends an attempt that cannot be computed, or whose result cannot be written."""
-        out_of_memory = is_out_of_memory(error)
-        code = "out_of_memory" if out_of_memory else "internal"
-        message = "out of memory on the inference worker" if out_of_memory else f"{type(error).__name__}: {error}"
-        self.end(job, "failed", error=JobError(code=code, message=message))
+        if is_out_of_memory(error):
+            found = JobError(code="out_of_memory", message="out of memory on the inference worker")
+        elif isinstance(error, NotFinite):
+            found = JobError(code="not_finite", message=str(error))
+        else:
+            found = JobError(code="internal", message=f"{type(error).__name__}: {error}")
+        self.end(job, "failed", error=found)
 
     def end(self, job: Job, outcome: Outcome, **what: Any) -> JobStatus | None:
         """What the job now is; none where it was not this attempt's any more, which ends nobody else's batch."""

@@ -83,6 +83,9 @@ def submit_training(service: Service, request: TrainingRequest, terms: Terms = P
         )
         raise Invalid("no_training_images", message, "dataset")
     model, training = _configurations(request, dataset)
+    fault = training.too_few(dataset.num_images - dataset.num_validation)
+    if fault and request.resume_from is None:  # a warm start has no initialization
+        raise Invalid("too_few_training_images", f"dataset {dataset.id}: {fault}", "dataset")
     if training.num_processes > (most := service.settings.max_processes):
         raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
     _check_memory(service, model, training)

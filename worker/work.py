@@ -82,7 +82,7 @@ class Work(ABC):
 
     @abstractmethod
     def result(self, model: FlowPP) -> dict[str, Any]:
-        """The job's result, of finished work."""
+        """The job's result, of finished work. Raises `NotFinite` if a number of it is NaN or infinite."""
 
     @abstractmethod
     def write(self, model: FlowPP, directory: Path) -> None:
@@ -120,13 +120,16 @@ class LikelihoodWork(Work):
 
     def result(self, model: FlowPP) -> dict[str, Any]:
         scored = self._scored(model)
+        scored.check_finite()
         result = scored.summary() | {"checkpoint": self.job.plan["checkpoint"]}
         if self.count <= MOST_IN_RECORD:
             result["images"] = list(scored.rows(self.names))
         return result
 
     def write(self, model: FlowPP, directory: Path) -> None:
-        self._scored(model).write(directory, self.names)
+        scored = self._scored(model)
+        scored.check_finite()
+        scored.write(directory, self.names)
         if self.job.request.get("bits_map"):
             maps = np.concatenate(list(bits_maps(model, self.images, self.seed)))
             write_bits_map(directory, self.images, maps, self.names)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowpp import fused, levels
 from flowpp.config import ModelConfig
-from flowpp.dropout import _GOLDEN, Dropout, seeded
+from flowpp.dropout import _GOLDEN, Dropout, dropping
 from flowpp.model import FlowPP
 from flowpp.native import REALS
 from flowpp.seeds import seed_of
@@ -47,9 +47,9 @@ def of_attention(drop: tuple[float, int], dtype: torch.dtype = torch.float32, fi
 
 
 def of_pytorch(drop: tuple[float, int], dtype: torch.dtype = torch.float32, filters: int = 24) -> Tensor:
-    """The eager path under `seeded`, [2, F, 32, 32]."""
+    """The eager path under `dropping`, [2, F, 32, 32]."""
     p, seed = drop
-    with seeded(seed):
+    with dropping(seed):
         return Dropout(p).train()(torch.ones(2, filters, 32, 32, dtype=dtype))
 
 
@@ -181,21 +181,23 @@ def model_with_dropout() -> FlowPP:
 def test_the_layers_of_a_model_are_told_apart_and_draw_other_seeds() -> None:
     layers = [module for module in model_with_dropout().modules() if isinstance(module, Dropout)]
     assert [module.layer for module in layers] == list(range(len(layers)))
-    with seeded(3):
+    with dropping(3):
         seeds = [module.draw()[1] for module in layers if module.p]
         assert seeds == [module.draw()[1] for module in layers if module.p]
-    with seeded(4):
+    with dropping(4):
         others = [module.draw()[1] for module in layers if module.p]
     assert len({*seeds, *others}) == 2 * len(seeds)
     assert all(0 <= seed < 2**62 for seed in (*seeds, *others))
 
 
-def test_outside_of_training_and_at_p_zero_no_generator_moves() -> None:
+def test_outside_of_training_steps_and_modes_and_at_p_zero_no_generator_moves() -> None:
     state = torch.get_rng_state()
-    assert Dropout(0.5).eval().draw() == (0.0, 0)
-    assert Dropout(0.0).train().draw() == (0.0, 0)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert Dropout(0.5).train().draw() != Dropout(0.5).train().draw()
+    assert Dropout(0.5).train().draw() == (0.0, 0)
+    with dropping():
+        assert Dropout(0.5).eval().draw() == (0.0, 0)
+        assert Dropout(0.0).train().draw() == (0.0, 0)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert Dropout(0.5).train().draw() != Dropout(0.5).train().draw()
     assert not torch.equal(torch.get_rng_state(), state)
 
 
@@ -206,8 +208,8 @@ def test_a_pass_drops_by_its_seed_whatever_torchs_generator_and_the_threads() ->
     found = []
     for seed, number in ((5, 1), (5, 2), (6, 1)):
         torch.manual_seed(len(found))
-        with threads(number), seeded(seed):
-            found.append(model.log_weight(images, noise).detach())
+        with threads(number):
+            found.append(model.training_loss(images, noise=noise, dropout_seed=seed).detach())
     torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
     assert not torch.allclose(found[2], found[0], rtol=1e-3)
 
@@ -223,11 +225,8 @@ def test_what_is_computed_anew_drops_the_same(seed: int | None) -> None:
     for recompute in (False, True):
         model.economize(recompute=recompute)
         torch.manual_seed(1)
-        if seed is None:
-            found.append(torch.autograd.grad(model.log_weight(images, noise).sum(), parameters))
-        else:
-            with seeded(seed):
-                found.append(torch.autograd.grad(model.log_weight(images, noise).sum(), parameters))
+        loss = model.training_loss(images, noise=noise, dropout_seed=seed).sum()
+        found.append(torch.autograd.grad(loss, parameters))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -239,8 +238,7 @@ def test_the_gradient_under_dropout_is_that_of_the_value() -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def loss() -> Tensor:
-        with seeded(7):
-            return model.log_weight(images, noise).sum()
+        return model.training_loss(images, noise=noise, dropout_seed=7).sum()
 
     directions = [torch.randn_like(parameter) for parameter in parameters]
     gradients = torch.autograd.grad(loss(), parameters)
@@ -256,30 +254,30 @@ def test_the_gradient_under_dropout_is_that_of_the_value() -> None:
 
 def test_a_seed_within_another_ends_with_its_own_block() -> None:
     dropout = Dropout(0.5).train()
-    with seeded(1):
+    with dropping(1):
         drawn = dropout.draw()
-        with seeded(2):
+        with dropping(2):
             assert dropout.draw() != drawn
         assert dropout.draw() == drawn
 
 
 def test_at_p_zero_a_pass_under_a_seed_keeps_its_input_as_it_is() -> None:
     x = torch.ones(3, requires_grad=True)
-    with seeded(1):
+    with dropping(1):
         assert Dropout(0.0).train()(x).grad_fn is None  # nothing is drawn, nor kept for a backward pass
 
 
 def test_a_seed_ends_with_its_block_and_after_an_exception() -> None:
     dropout = Dropout(0.5).train()
-    drawn = []
 
     def fail() -> None:
-        with seeded(1):
+        with dropping(1):
             drawn.append(dropout.draw())
             raise RuntimeError("enough")
 
+    drawn: list[tuple[float, int]] = []
     with pytest.raises(RuntimeError, match="enough"):
         fail()
-    assert dropout.draw() != drawn[0]
-    with seeded(1):
+    assert dropout.draw() == (0.0, 0)
+    with dropping(1):
         assert dropout.draw() == drawn[0]

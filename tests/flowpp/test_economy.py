@@ -114,7 +114,7 @@ def kept_bytes(model: FlowPP, images: int) -> int:
 
     symbols = torch.randint(0, model.config.levels, (images, *model.config.image_shape), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.log_prob(symbols)
+        model.training_loss(symbols)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -202,7 +202,7 @@ def test_a_run_that_gets_no_memory_fails_as_out_of_memory_with_what_it_takes(tmp
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    wide = ["model.filters=64", "model.blocks=16", "training.batch_size=4096", "training.init_batch_size=2"]
+    wide = ["model.filters=64", "model.blocks=16", "training.batch_size=4096", "training.init_batch_size=4"]
     stated = ["training.micro_batch_size=4096", "training.activation_checkpointing=false"]
     sets = [part for change in [*wide, *stated] for part in ("--set", change)]
     command = [sys.executable, "-m", "flowpp", "train", tmp_path / "run", "--data", images_file, "--preset", "tiny"]

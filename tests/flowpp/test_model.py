@@ -160,7 +160,7 @@ def test_float_images_are_refused() -> None:
 
 
 def test_latents_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\); the model's are \(12, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\); the model takes \(B, 12, 16, 16\)"):
         FlowPP("tiny").decode(torch.zeros(1, 3, 32, 32))
 
 

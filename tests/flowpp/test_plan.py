@@ -16,7 +16,6 @@ from torch import Tensor
 from flowpp.checkpoint import newest_complete, read_manifest
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import ImageSet
-from flowpp.dropout import seeded
 from flowpp.durable import replace_file
 from flowpp.memory import estimate, micro_batch
 from flowpp.model import FlowPP
@@ -130,8 +129,8 @@ def test_the_estimate_counts_what_attention_keeps_under_dropout(heads: int) -> N
         return x
 
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), seeded(1):
-        flow.log_prob(images, noise=flow.draw_noise(16))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        flow.training_loss(images, noise=flow.draw_noise(16), dropout_seed=1)
     size = sum(x.untyped_storage().nbytes() for x in kept.values()) / 16
     recipe = resolve_training("small", {"compile": kernels(torch.float32) is not None})
     assert estimate(model, recipe).per_image / size == pytest.approx(1, abs=0.03)
@@ -142,7 +141,7 @@ WIDE = {"filters": 96, "heads": 4, "blocks": 4, "components": 8}
 
 def wide_run(directory: Path, images: Path, **training: Any) -> list[str]:
     """The command of one step of a model that takes about a MiB an image."""
-    steps = {"steps": 1, "warmup_steps": 0, "init_batch_size": 2, "evaluation_images": 2, "sample_every": 10}
+    steps = {"steps": 1, "warmup_steps": 0, "init_batch_size": 4, "evaluation_images": 2, "sample_every": 10}
     sets = {f"model.{name}": value for name, value in WIDE.items()}
     sets |= {f"training.{name}": value for name, value in {**steps, **training}.items()}
     changes = [part for name, value in sets.items() for part in ("--set", f"{name}={json.dumps(value)}")]

@@ -153,9 +153,9 @@ def test_gradients_and_training_are_not_replayed(model: FlowPP) -> None:
     assert all(parameter.grad is not None for parameter in replayed.parameters())
     replayed.train()
     with torch.no_grad():
-        replayed.log_prob(image)
+        replayed.training_loss(image)
     assert recordings(replayed) == 0
-    replayed.eval().requires_grad_(False)
+    replayed.requires_grad_(False)
     assert not replayed.log_prob(image).requires_grad
     assert recordings(replayed) == 1  # there are no gradients to be had
     x = torch.zeros(1, *model.config.latent_shape, requires_grad=True)
