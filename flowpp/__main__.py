@@ -165,14 +165,11 @@ def gradient(
     names, pixels, _ = open_images(images, split)
     model = _load(checkpoint, device)
     from flowpp.likelihood import gradients
-    from flowpp.plots import write_maps
-    from flowpp.sampling import write_arrays
+    from flowpp.sampling import write_gradients
 
     found = track(gradients(model, pixels, seed), len(pixels), "image")
     with new_directory(output) as unfinished:
-        write_arrays(unfinished / "gradient.npz", gradient=found, names=np.array(names))
-        magnitude = np.linalg.norm(found, axis=3)
-        write_maps(pixels, magnitude, names, "|gradient|, nats a channel value", unfinished / "gradient.png")
+        write_gradients(unfinished, pixels, found, names)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
+from flowpp.decoration import decoration
 from flowpp.durable import replace_file
 from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
@@ -124,8 +125,6 @@ class Likelihood:
 
     def write(self, directory: Path, names: Sequence[str]) -> None:
         """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram)."""
-        from flowpp.plots import write_histogram
-
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "likelihood.json", json.dumps(self.summary(), indent=2).encode() + b"\n")
         table = io.StringIO()
@@ -134,7 +133,10 @@ class Likelihood:
         writer.writeheader()
         writer.writerows(rows)
         replace_file(directory / "likelihood.csv", table.getvalue().encode(errors="backslashreplace"))
-        write_histogram(self, directory / "likelihood.png")
+        with decoration(directory / "likelihood.png"):
+            from flowpp.plots import write_histogram
+
+            write_histogram(self, directory / "likelihood.png")
 
     def _in_bits(self, nats: Any) -> Any:
         return nats / (-math.log(2) * self.dimensions)
