@@ -21,10 +21,20 @@ from pydantic import ValidationError
 
 from flowpp import logs, tracing
 from flowpp.checkpoint import BadCheckpoint
-from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
+from flowpp.console import (
+    BadInput,
+    errors,
+    files_in,
+    say,
+    show,
+    show_training,
+    stopping_on_signals,
+    track,
+)
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
+from flowpp.environment import BadGroup, settle_streams
 from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
 from flowpp.sources import Split, open_images, read_latents
@@ -108,6 +118,8 @@ def train(
             processes.told(None)
             with _traced(), record(run, alone=processes.size == 1) as recorder:
                 total = run.config.training.steps
+                if recorder.step >= total:
+                    say(_finished(run_directory, total))
                 shown = events(run_directory, device=device.value, stop=stop.is_set)
                 for event in show_training(shown, total, json_events):
                     recorder.step = event.step
@@ -148,7 +160,8 @@ def likelihood(
         if bits_map:
             maps = track(bits_maps(model, pixels, seed), len(pixels), "map")
             write_bits_map(unfinished, pixels, maps, names)
-    print(json.dumps(scored.summary()))
+    say(f"wrote {', '.join(files_in(output))}")  # stdout is the summary's
+    show(json.dumps(scored.summary()))
 
 
 @app.command()
@@ -170,6 +183,7 @@ def gradient(
     found = track(gradients(model, pixels, seed), len(pixels), "image")
     with new_directory(output) as unfinished:
         write_gradients(unfinished, pixels, found, names)
+    _show_files(output)
 
 
 @app.command()
@@ -193,6 +207,7 @@ def sample(
     images = track(batches(model, n, temperature, seed, batch_size), n, "sample")
     with new_directory(output) as unfinished:
         write_samples(unfinished, images)
+    _show_files(output)
 
 
 @app.command()
@@ -217,6 +232,7 @@ def interpolate(
     between = track(interpolation(model, pixels, n, seed), n, "image")
     with new_directory(output) as unfinished:
         write_samples(unfinished, between)
+    _show_files(output)
 
 
 @app.command("import")
@@ -256,6 +272,7 @@ def encode(
 
     latents = track(batches(model, pixels, seed), len(pixels), "image")
     write_arrays(output, latents=latents, names=np.array(names))
+    _show_files(output)
 
 
 @app.command()
@@ -275,6 +292,7 @@ def decode(
     images = track(batches(model, z), len(z), "image")
     with new_directory(output) as unfinished:
         write_samples(unfinished, images)
+    _show_files(output)
 
 
 @contextmanager
@@ -282,6 +300,13 @@ def _traced() -> Iterator[None]:
     """A span of the run, of whatever asked for it."""
     with tracing.sending("flowpp-training"), tracing.span("training run", parent=os.environ.get(tracing.PARENT, "")):
         yield
+
+
+def _finished(run_directory: Path, steps: int) -> str:
+    return (
+        f"the run in {run_directory} has finished its {steps:,} steps, so that there is nothing to train; to train "
+        f"its weights further, begin another run: train DIRECTORY --data IMAGES --resume-from {run_directory}"
+    )
 
 
 def _load(checkpoint: Path, device: Device) -> "FlowPP":
@@ -302,6 +327,12 @@ def _device(device: Device) -> "torch.device":
         raise BadInput(str(error)) from error
 
 
+def _show_files(output: Path) -> None:
+    """Prints what a command has written, a line each; of a directory of many images, how many there are."""
+    for line in files_in(output):
+        show(line)
+
+
 def _check_free(output: Path) -> None:
     if output.exists():
         raise BadInput(f"{output} exists; choose another --output")
@@ -309,13 +340,16 @@ def _check_free(output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exits with its code."""
+    settle_streams()
+    if not os.path.exists("."):
+        _exit(2, "the current directory has been removed; change into another one")
     if logs.as_json():
         logs.install()
     try:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, tracing.TracingError) as error:
+    except (BadInput, BadImages, BadCheckpoint, BadGroup, BadRunDirectory, tracing.TracingError) as error:
         _exit(2, str(error))
     except TrainingError as error:
         _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")

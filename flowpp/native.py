@@ -104,7 +104,14 @@ def build(dtype: torch.dtype) -> Path:
     compiler = _compiler()
     version = _run([*compiler, "--version"])
     sources = sorted(SOURCES.iterdir())
-    named = [*compiler, version, _processor(), REALS[dtype], *_FLAGS, *(path.read_text() for path in sources)]
+    named = [
+        *compiler,
+        version,
+        _processor(),
+        REALS[dtype],
+        *_FLAGS,
+        *(path.read_text(encoding="utf-8") for path in sources),
+    ]
     key = hashlib.sha256("\0".join(named).encode()).hexdigest()[:16]
     path = _cache() / f"kernels-{key}-{REALS[dtype]}.so"
     if not path.exists():
@@ -141,7 +148,9 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=300
+        ).stdout
     except subprocess.CalledProcessError as error:
         raise NotBuilt(f"{' '.join(command)} failed: {error.stderr.strip()[:500]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -151,7 +160,7 @@ def _run(command: list[str]) -> str:
 def _processor() -> str:
     """What -march=native reads off it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")

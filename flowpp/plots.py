@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def _own_style() -> Iterator[None]:
     """matplotlib's own defaults, in place of what a matplotlibrc or a style of the user has set."""
     own = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}  # the canvas is Agg's
-    with warnings.catch_warnings(action="ignore"), mpl.rc_context(own):  # such as of glyphs that its font lacks
+    with warnings.catch_warnings(action="ignore"), mpl.rc_context(own):
         yield
 
 
@@ -89,16 +89,12 @@ def write_maps(images: np.ndarray, maps: np.ndarray, names: Sequence[str], label
     for index in range(n):
         row, column = 2 * (index // columns), index % columns
         grid[row, column].imshow(images[index].squeeze(), cmap="gray")
-        grid[row, column].set_title(_printable(names[index])[-16:], fontsize=6, parse_math=False)
+        name = names[index][-16:].encode("ascii", "replace").decode()  # the font lacks most scripts
+        grid[row, column].set_title(name, fontsize=6, parse_math=False)
         grid[row + 1, column].imshow(maps[index], vmin=low, vmax=high, cmap="viridis")
     scale = ScalarMappable(Normalize(low, high), cmap="viridis")
     figure.colorbar(scale, ax=grid, shrink=0.6, label=label)
     _write(figure, path)
-
-
-def _printable(name: str) -> str:
-    """A file's name without characters that no font can draw: bytes that were no UTF-8, control characters."""
-    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _visible(values: list[float]) -> tuple[float, float]:
