@@ -17,6 +17,7 @@ from api.commands.status import status
 from api.commands.training import train
 from api.stack import Stack, StackError, exit_on_signals
 from flowpp import levels, tracing
+from flowpp.environment import settle_streams
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__, epilog=EXIT_CODES
@@ -72,6 +73,7 @@ def serve(
 
 def main() -> None:
     """Exit codes are in --help. Errors are a sentence on stderr."""
+    settle_streams()
     exit_on_signals()
     try:
         app(prog_name="flowpp")

@@ -20,6 +20,7 @@ from typing import IO, NoReturn, Self
 import httpx
 
 from flowpp.durable import replace_file
+from flowpp.environment import clean
 from worker import child
 from worker.redis_server import HOST, RedisServer, RedisServerError, free_port
 
@@ -111,6 +112,7 @@ class Stack:
                 "uvicorn",
                 "api.app:create_app",
                 "--factory",
+                *("--app-dir", str(Path(__file__).parents[1])),  # else a folder `api` where it was started is loaded
                 *listen,
                 "--timeout-graceful-shutdown",
                 "3",
@@ -121,7 +123,7 @@ class Stack:
         }
 
     def _environment(self, cleanup: ExitStack, held: IO[str]) -> dict[str, str]:
-        environment = {"FLOWPP_STORE": str(self.data / "store"), **os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {"FLOWPP_STORE": str(self.data / "store"), **clean(os.environ), "PYTHONUNBUFFERED": "1"}
         environment["FLOWPP_DATA_DIRECTORY"] = str(self.data)
         environment.setdefault("FLOWPP_AUTHENTICATION", "false")  # it listens on loopback only
         if "FLOWPP_REDIS_URL" not in os.environ:

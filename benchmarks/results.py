@@ -23,7 +23,7 @@ Each section is written by the command that it names; none is edited by hand.
 def write_section(title: str, command: str, body: str, device: "torch.device | None") -> None:
     """Puts a section in the place of the one of the same title, or at the end; without a device torch had no part."""
     section = f"## {title}\n\n`{command}`, {datetime.date.today()}, {machine(device)}\n\n{body.strip()}\n"
-    text = RESULTS.read_text() if RESULTS.exists() else HEAD
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
     found = re.search(rf"^## {re.escape(title)}$.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     if found:
         text = text[: found.start()] + section + ("\n" if found.end() < len(text) else "") + text[found.end() :]

@@ -8,7 +8,7 @@ LIST = Path(__file__).with_name("errors.md")
 
 
 def main() -> None:
-    LIST.write_text(as_markdown())
+    LIST.write_text(as_markdown(), encoding="utf-8")
 
 
 if __name__ == "__main__":

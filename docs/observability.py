@@ -27,7 +27,7 @@ def with_table(text: str) -> str:
 
 
 def main() -> None:
-    GUIDE.write_text(with_table(GUIDE.read_text()))
+    GUIDE.write_text(with_table(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    LIST.write_text(as_markdown())
+    LIST.write_text(as_markdown(), encoding="utf-8")
 
 
 if __name__ == "__main__":

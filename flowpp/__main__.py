@@ -22,10 +22,20 @@ from pydantic import ValidationError
 from flowpp import levels, logs, tracing
 from flowpp.arguments import NotFinite
 from flowpp.checkpoint import BadCheckpoint
-from flowpp.console import BadInput, errors, say, show_training, stopping_on_signals, track
+from flowpp.console import (
+    BadInput,
+    errors,
+    files_in,
+    say,
+    show,
+    show_training,
+    stopping_on_signals,
+    track,
+)
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
+from flowpp.environment import BadGroup, settle_streams
 from flowpp.levels import UnsupportedLevel
 from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
@@ -114,6 +124,8 @@ def train(
             processes.told(None)
             with _traced(), record(run, alone=processes.size == 1) as recorder:
                 total = run.config.training.steps
+                if recorder.step >= total:
+                    say(_finished(run_directory, total))
                 shown = events(run_directory, device=device.value, stop=stop.is_set)
                 for event in show_training(shown, total, json_events):
                     recorder.step = event.step
@@ -154,7 +166,8 @@ def likelihood(
         if bits_map:
             maps = track(bits_maps(model, pixels, seed), len(pixels), "map")
             write_bits_map(unfinished, pixels, maps, names)
-    print(json.dumps(scored.summary()))
+    say(f"wrote {', '.join(files_in(output))}")  # stdout is the summary's
+    show(json.dumps(scored.summary()))
     scored.check_finite()
 
 
@@ -172,14 +185,12 @@ def gradient(
     names, pixels, _ = open_images(images, split)
     model = _load(checkpoint, device)
     from flowpp.likelihood import gradients
-    from flowpp.plots import write_maps
-    from flowpp.sampling import write_arrays
+    from flowpp.sampling import write_gradients
 
     found = track(gradients(model, pixels, seed), len(pixels), "image")
     with new_directory(output) as unfinished:
-        write_arrays(unfinished / "gradient.npz", gradient=found, names=np.array(names))
-        magnitude = np.linalg.norm(found, axis=3)
-        write_maps(pixels, magnitude, names, "|gradient|, nats a channel value", unfinished / "gradient.png")
+        write_gradients(unfinished, pixels, found, names)
+    _show_files(output)
 
 
 @app.command()
@@ -203,6 +214,7 @@ def sample(
     images = track(batches(model, n, temperature, seed, batch_size), n, "sample")
     with new_directory(output) as unfinished:
         write_samples(unfinished, images)
+    _show_files(output)
 
 
 @app.command()
@@ -227,6 +239,7 @@ def interpolate(
     between = track(interpolation(model, pixels, n, seed), n, "image")
     with new_directory(output) as unfinished:
         write_samples(unfinished, between)
+    _show_files(output)
 
 
 @app.command("import")
@@ -266,6 +279,7 @@ def encode(
 
     latents = track(batches(model, pixels, seed), len(pixels), "image")
     write_arrays(output, latents=latents, names=np.array(names))
+    _show_files(output)
 
 
 @app.command()
@@ -285,6 +299,7 @@ def decode(
     images = track(batches(model, z), len(z), "image")
     with new_directory(output) as unfinished:
         write_samples(unfinished, images)
+    _show_files(output)
 
 
 @contextmanager
@@ -292,6 +307,13 @@ def _traced() -> Iterator[None]:
     """A span of the run, of whatever asked for it."""
     with tracing.sending("flowpp-training"), tracing.span("training run", parent=os.environ.get(tracing.PARENT, "")):
         yield
+
+
+def _finished(run_directory: Path, steps: int) -> str:
+    return (
+        f"the run in {run_directory} has finished its {steps:,} steps, so that there is nothing to train; to train "
+        f"its weights further, begin another run: train DIRECTORY --data IMAGES --resume-from {run_directory}"
+    )
 
 
 def _load(checkpoint: Path, device: Device) -> "FlowPP":
@@ -313,6 +335,12 @@ def _device(device: Device) -> "torch.device":
         raise BadInput(str(error)) from error
 
 
+def _show_files(output: Path) -> None:
+    """Prints what a command has written, a line each; of a directory of many images, how many there are."""
+    for line in files_in(output):
+        show(line)
+
+
 def _check_free(output: Path) -> None:
     if output.exists():
         raise BadInput(f"{output} exists; choose another --output")
@@ -320,13 +348,18 @@ def _check_free(output: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exits with its code."""
+    settle_streams()
+    if not os.path.exists("."):
+        _exit(2, "the current directory has been removed; change into another one")
     if logs.as_json():
         logs.install()
     try:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, UnsupportedLevel, tracing.TracingError) as error:
+    except (BadInput, BadImages, BadCheckpoint, BadGroup, BadRunDirectory) as error:
+        _exit(2, str(error))
+    except (UnsupportedLevel, tracing.TracingError) as error:
         _exit(2, str(error))
     except NotFinite as error:
         _exit(1, str(error))

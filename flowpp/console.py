@@ -3,11 +3,13 @@
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,32 @@ log = logging.getLogger(__name__)
 
 _TIMES = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
 
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+class _Terminal(Console):
+    """A console whose closed pipe ends no command, as rich's own would."""
+
+    def on_broken_pipe(self) -> None:
+        drop_closed_streams()
+
+
+errors = _Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def drop_closed_streams() -> None:
+    """Leads standard output and error to nowhere if nobody reads them any more, as after `| head`."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def show(line: str) -> None:
+    """Prints a line of a result on stdout, at once; dropped if the disk is full or nobody reads it."""
+    with unless_it_cannot_be_shown():
+        print(line, flush=True)
 
 
 def say(sentence: str, level: int = logging.INFO) -> None:
@@ -32,7 +59,8 @@ def say(sentence: str, level: int = logging.INFO) -> None:
     if as_json():
         log.log(level, "%s", sentence)
     else:
-        errors.print(sentence)
+        with unless_it_cannot_be_shown():
+            errors.print(sentence)
 
 
 class BadInput(ValueError):
@@ -68,10 +96,9 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
     """Passes the events on, and shows them as a bar, or as JSON lines where no one watches."""
     if as_json or not sys.stdout.isatty():
         for event in events:
-            with unless_the_disk_is_full():
-                _print_event(event)
-                if event.note:
-                    say(event.note)
+            _print_event(event)
+            if event.note:
+                say(event.note)
             yield event
         return
     columns = (
@@ -82,7 +109,7 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
         *_TIMES,
     )
     latest: dict[str, float] = {}
-    with Progress(*columns, console=Console(highlight=False)) as progress:
+    with Progress(*columns, console=_Terminal(highlight=False)) as progress:
         task = None
         for event in events:
             if task is None:  # a resumed run begins further on; the estimate must not take that for speed
@@ -95,13 +122,25 @@ def show_training(events: Iterable["Event"], steps: int, as_json: bool) -> Itera
 
 
 @contextmanager
-def unless_the_disk_is_full() -> Iterator[None]:
-    """Says what the block says, or nothing where a full disk does not take it: no reason for a run to end."""
+def unless_it_cannot_be_shown() -> Iterator[None]:
+    """Drops what the block prints if a full disk or a closed pipe refuses it: that must not end a run."""
     try:
         yield
+    except BrokenPipeError:
+        drop_closed_streams()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+
+
+def files_in(output: Path) -> list[str]:
+    """Returns a file's path, or those of a directory's files; a directory inside it counts its files."""
+    if output.is_file():
+        return [str(output)]
+    return [
+        f"{path}/ ({sum(1 for _ in path.iterdir()):,} files)" if path.is_dir() else str(path)
+        for path in sorted(output.iterdir(), key=lambda path: (path.is_dir(), path.name))
+    ]
 
 
 def track(batches: Iterable[np.ndarray], total: int, what: str) -> np.ndarray:
@@ -121,7 +160,7 @@ def _print_event(event: "Event") -> None:
         row: dict[str, Any] = {"step": event.step, "images_seen": event.images_seen, **event.metrics}
         if event.checkpoint:
             row["checkpoint"] = event.checkpoint.name
-        print(json.dumps(row), flush=True)
+        show(json.dumps(row))
 
 
 def _numbers(metrics: dict[str, float]) -> str:

@@ -1,11 +1,11 @@
 """Devices: which one to compute on, and the ways in which its memory runs out."""
 
-import os
 import resource
 from pathlib import Path
 
 import torch
 
+from flowpp.environment import group
 from flowpp.memory import of_machine
 
 
@@ -37,7 +37,11 @@ def _limits() -> list[float]:
     status = Path("/proc/self/status")
     if not status.exists():
         return []
-    found = dict(line.split(":") for line in status.read_text().splitlines() if line.startswith("Vm"))
+    found = dict(
+        line.split(":")
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("Vm")
+    )
     size = {name: int(value.split()[0]) * 1024 for name, value in found.items()}
     limits = {
         "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],
@@ -54,4 +58,4 @@ def memory_of(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min([of_machine() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), *_limits()])
+    return min([of_machine() / group().local_size, *_limits()])

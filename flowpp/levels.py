@@ -144,7 +144,7 @@ def _check(level: str, given: str) -> None:
 def _features() -> set[str]:
     """The processor's features as Linux reports them: it leaves out those that it does not support itself."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
     found = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]

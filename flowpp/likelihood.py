@@ -16,6 +16,7 @@ from torch import Tensor
 from flowpp.arguments import CAUSE, NotFinite, check_finite, form_of, whole
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
+from flowpp.decoration import decoration
 from flowpp.durable import replace_file
 from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
@@ -144,10 +145,8 @@ class Likelihood:
     def write(self, directory: Path, names: Sequence[str]) -> None:
         """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram).
 
-        There is no histogram of log-likelihoods of which none is finite.
+        The histogram is not written if no log-likelihood is finite.
         """
-        from flowpp.plots import write_histogram
-
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "likelihood.json", json.dumps(self.summary(), indent=2).encode() + b"\n")
         table = io.StringIO()
@@ -158,7 +157,10 @@ class Likelihood:
         replace_file(directory / "likelihood.csv", table.getvalue().encode(errors="backslashreplace"))
         finite = np.isfinite(self.log_prob)
         if finite.any():
-            write_histogram(replace(self, estimates=self.estimates[finite]), directory / "likelihood.png")
+            with decoration(directory / "likelihood.png"):
+                from flowpp.plots import write_histogram
+
+                write_histogram(replace(self, estimates=self.estimates[finite]), directory / "likelihood.png")
 
     def _in_bits(self, nats: Any) -> Any:
         return nats / (-math.log(2) * self.dimensions)

@@ -166,7 +166,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 def _built(command: list[str], dtype: torch.dtype, level: str, directory: Path) -> Path:
     """The library in a directory; the compiler builds it if it is not there. Raises `NotBuilt` and OSError."""
     options = [*_OPTIONS, *levels.levels()[level].options, f"-DFLOWPP_REAL={REALS[dtype]}"]
-    sources = [path.read_text() for path in sorted(SOURCES.iterdir())]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
     named = [*command, _run([*command, "--version"]), *options, *sources]
     key = hashlib.sha256("\0".join(named).encode()).hexdigest()[:16]
     path = directory / f"kernels-{key}-{level}-{REALS[dtype]}.so"
@@ -203,7 +203,9 @@ def _compiler() -> list[str]:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=300
+        ).stdout
     except subprocess.CalledProcessError as error:
         raise NotBuilt(f"{command[0]} failed: {error.stderr.strip()[:500]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:

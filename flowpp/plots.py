@@ -1,23 +1,43 @@
-"""Plots as PNG files. Loads matplotlib, which takes a second: import it where a plot is wanted."""
+"""Plots as PNG files, drawn by matplotlib's Agg canvas with its own defaults, whatever the user has configured.
+
+Importing this module takes a second, since it loads matplotlib: import it inside `flowpp.decoration.decoration`.
+"""
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from flowpp.durable import replace_file
+from flowpp.environment import PLOTTING, without
+
+# An import of matplotlib raises if MPLBACKEND names a backend that is not installed, or if MATPLOTLIBRC names a file
+# that is not text: a process started from a notebook inherits both.
+with without(PLOTTING), warnings.catch_warnings(action="ignore"):
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from flowpp.likelihood import Likelihood
 
 
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's own defaults, in place of what a matplotlibrc or a style of the user has set."""
+    own = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}  # the canvas is Agg's
+    with warnings.catch_warnings(action="ignore"), mpl.rc_context(own):
+        yield
+
+
+@_own_style()
 def write_training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Bits/dim over steps, of the lines of a metrics.jsonl: training, and validation with its standard error."""
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -42,6 +62,7 @@ def write_training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _write(figure, path)
 
 
+@_own_style()
 def write_histogram(likelihood: "Likelihood", path: Path) -> None:
     """Images over bits/dim, with the mean."""
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -54,6 +75,7 @@ def write_histogram(likelihood: "Likelihood", path: Path) -> None:
     _write(figure, path)
 
 
+@_own_style()
 def write_maps(images: np.ndarray, maps: np.ndarray, names: Sequence[str], label: str, path: Path) -> None:
     """Images, uint8 [N, H, W, C], each above its map, float [N, H, W]; the first 16."""
     n = min(len(images), 16)

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowpp.devices import free_memory, resolve_device
+from flowpp.environment import group
 
 _PR_SET_PDEATHSIG = 1
 _MAX_PATH_BYTES = 4096
@@ -92,9 +93,9 @@ class Processes:
 def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
     """The processes that `torch.distributed.run` started, or this one alone.
 
-    Raises `ValueError` for a device that is not there.
+    Raises `ValueError` for a device that is not there, and for a group that the environment names in part.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = group().size
     if size == 1 or distributed.is_initialized():
         rank = distributed.get_rank() if size > 1 else 0
         yield Processes(rank, size, _own_device(device))
@@ -112,7 +113,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
 
 def _own_device(device: str | torch.device | None) -> torch.device:
     place = resolve_device(device)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if place.type == "cuda" else place
+    return torch.device("cuda", group().local_rank) if place.type == "cuda" else place
 
 
 def _end_with_the_launcher() -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flowpp.checkpoint import newest_complete, read_manifest
+from flowpp.decoration import decoration
 from flowpp.run_directory import CURVE, RESULT, Code, Result, RunDirectory, TrainingError
 
 NO_CHECKPOINT = "there is no checkpoint yet"
@@ -67,6 +68,7 @@ def record(run: RunDirectory, alone: bool = True) -> Iterator[Recorder]:
 def _finish(run: RunDirectory, recorder: Recorder, result: Result) -> None:
     recorder.result = run.write_result(result)
     if rows := run.read_metrics():
-        from flowpp.plots import write_training_curve
+        with decoration(run.path / CURVE):
+            from flowpp.plots import write_training_curve
 
-        write_training_curve(rows, run.path / CURVE)
+            write_training_curve(rows, run.path / CURVE)

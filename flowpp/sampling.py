@@ -9,6 +9,7 @@ import torch
 
 from flowpp.arguments import form_of, real, whole
 from flowpp.data import encode_png, expand_bits
+from flowpp.decoration import decoration
 from flowpp.durable import replace_file
 from flowpp.images import image_grid
 from flowpp.lanes import side_by_side
@@ -150,20 +151,34 @@ GRID_IMAGES = 400
 
 
 def write_samples(directory: Path, images: np.ndarray) -> None:
-    """Writes images, uint8 [N, H, W, C]: grid.png (the first 400), samples.npz (`images`) and png/0000.png, ..."""
-    (directory / "png").mkdir(parents=True, exist_ok=True)
+    """Writes images, uint8 [N, H, W, C]: samples.npz (`images`), png/0000.png, ... and grid.png (the first 400)."""
+    write_arrays(directory / "samples.npz", images=images)
+    (directory / "png").mkdir(exist_ok=True)
     for index, image in enumerate(images):
         (directory / "png" / f"{index:04d}.png").write_bytes(encode_png(image))
-    replace_file(directory / "grid.png", encode_png(image_grid(images[:GRID_IMAGES])))
-    write_arrays(directory / "samples.npz", images=images)
+    with decoration(directory / "grid.png"):
+        replace_file(directory / "grid.png", encode_png(image_grid(images[:GRID_IMAGES])))
 
 
 def write_bits_map(directory: Path, images: np.ndarray, bits: np.ndarray, names: Sequence[str]) -> None:
     """Writes bits_map.npz (`bits`, float32 [N, H, W, C], and `names`) and bits_map.png (bits a pixel, the first 16)."""
-    from flowpp.plots import write_maps
-
     write_arrays(directory / "bits_map.npz", bits=bits, names=np.array(names))
-    write_maps(images, bits.sum(3), names, "bits a pixel", directory / "bits_map.png")
+    _draw_maps(directory / "bits_map.png", images, bits.sum(3), names, "bits a pixel")
+
+
+def write_gradients(directory: Path, images: np.ndarray, gradients: np.ndarray, names: Sequence[str]) -> None:
+    """Writes gradient.npz (`gradient`, float32 [N, H, W, C] nats a channel value, and `names`) and gradient.png."""
+    write_arrays(directory / "gradient.npz", gradient=gradients, names=np.array(names))
+    magnitude = np.linalg.norm(gradients, axis=3)
+    _draw_maps(directory / "gradient.png", images, magnitude, names, "|gradient|, nats a channel value")
+
+
+def _draw_maps(path: Path, images: np.ndarray, maps: np.ndarray, names: Sequence[str], label: str) -> None:
+    """Draws images, uint8 [N, H, W, C], above their maps, float [N, H, W]; a failure costs the drawing alone."""
+    with decoration(path):
+        from flowpp.plots import write_maps
+
+        write_maps(images, maps, names, label, path)
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

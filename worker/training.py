@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from flowpp.checkpoint import BadCheckpoint, newest_complete, read_manifest, step_of
 from flowpp.data import BadImages
+from flowpp.environment import clean
 from flowpp.logs import about, variables
 from flowpp.memory import advice
 from flowpp.plan import DoesNotFit, taken_up
@@ -122,7 +123,7 @@ def _supervise(
     service: Service, job: Job, run: RunDirectory, reporter: "Reporter", asked: Callable[[], bool], traceparent: str
 ) -> tuple[Ended, bool]:
     """Runs the child to its end; whether the kernel killed a process for memory then. Raises `StaleAttempt`."""
-    environment = os.environ | variables(**job.subject) | {PARENT: traceparent}
+    environment = clean(os.environ) | variables(**job.subject) | {PARENT: traceparent}
     asked_at: float | None = None
     kills = memory_kills()
     with held(run) as lock:

@@ -64,7 +64,7 @@ def job_key(job_id: str) -> str:
 
 @cache
 def _source(name: str) -> str:
-    return (files("worker") / "lua" / f"{name}.lua").read_text()
+    return (files("worker") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def _record(fields: Sequence[str]) -> dict[str, str]:

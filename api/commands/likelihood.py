@@ -88,7 +88,7 @@ def _rows(client: Client, job: Job) -> list[dict[str, Any]]:
     """Of each image, which the result of a job on many leaves to a file."""
     with tempfile.TemporaryDirectory() as directory:
         path = client.jobs.download(job.id, "likelihood.csv", Path(directory) / "likelihood.csv")
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return [
                 {name: value if name == "name" else float(value) if value else None for name, value in row.items()}
                 for row in csv.DictReader(file)
@@ -103,4 +103,4 @@ def _print(result: dict[str, Any]) -> None:
     if count > 1:
         mean = f"{result['bits_per_dim']:.4f}{error}"
         rows.append((f"mean of {count}", mean, f"{result['log_likelihood']:.1f}"))
-    print_table(("name", "bits/dim", "log-likelihood (nats)"), rows)
+    print_table(("name", "bits/dim", "log-likelihood (nats)"), rows, headed=True)

@@ -56,10 +56,9 @@ def print_object(found: BaseModel, as_json: bool) -> None:
     print_table((), [(name, _said(name, value)) for name, value in found.model_dump(mode="json").items()])
 
 
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns, with their names above them where a person looks."""
-    seen = sys.stdout.isatty()
-    table = Table(*head, box=None, pad_edge=False, show_header=seen and bool(head))
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, headed: bool = False) -> None:
+    """Prints columns. Their names stand above them on a terminal, and in a pipe too if `headed`."""
+    table = Table(*head, box=None, pad_edge=False, show_header=bool(head) and (headed or sys.stdout.isatty()))
     for row in rows:
         table.add_row(*map(Text, row))
     if table.row_count:

@@ -68,6 +68,6 @@ def sample(
         leave_unless_succeeded(job)
         names = [artifact.name for artifact in client.jobs.artifacts(job.id)]
         download_artifacts(client, job.id, names, output)
-    if not as_json:
+    if not as_json and "grid.png" in names:
         typer.echo(output / "grid.png")
     errors.print(f"wrote {len(names)} files into {output}", markup=False)
