@@ -1,18 +1,12 @@
 """Fields of request bodies: what to say of one that the endpoint does not have."""
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from fastapi import Request
 
 from api.queries import operation_of
-
-_LONGEST = 100
-"""Characters of a name that are compared: no field has more."""
-
-_MOST = 30
-"""Names that are told."""
+from flowpp.names import meant
 
 
 def unknown(request: Request, location: Sequence[str | int]) -> str:
@@ -24,13 +18,8 @@ def unknown(request: Request, location: Sequence[str | int]) -> str:
     for part in location[:-1]:
         places = [child for place in places for child in _children(place, part, schemas)]
     known = list(dict.fromkeys(name for place in places for name in _properties(place, schemas)))
-    near = get_close_matches(str(location[-1])[:_LONGEST], known)
-    if near:
-        return f"no such field; did you mean {' or '.join(near)}?"
-    if not known:
-        return "no such field"
-    more = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
-    return f"no such field; there are {', '.join(known[:_MOST])}{more}"
+    near = meant(str(location[-1]), known)
+    return f"no such field; {near}" if near else "no such field"
 
 
 def _children(schema: Any, part: str | int, schemas: dict[str, Any]) -> Iterator[Any]:

@@ -1,14 +1,12 @@
 """New runs: a preset, what is changed of it, and the images that give the model its shape. Needs no torch."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from flowpp.config import ModelOverrides
 from flowpp.console import BadInput
 from flowpp.data import open_image_set
-from flowpp.presets import PRESETS, resolve_model, resolve_training
+from flowpp.overrides import parse_overrides
+from flowpp.presets import find_preset, resolve_model, resolve_training
 from flowpp.run_directory import CONFIG, RunConfig, RunDirectory, find_checkpoint
 
 
@@ -20,10 +18,11 @@ def declare_run(
         raise BadInput(
             f"{run.path} holds a run already: go on with it by leaving --data away, or name another directory"
         )
-    if preset not in PRESETS:
-        raise BadInput(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-    model, training = _parse_overrides(overrides)
-    ModelOverrides(**model)  # refuses the shape, which is the images'
+    try:
+        find_preset(preset)
+        model, training = parse_overrides(overrides)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     if steps is not None:
         training["steps"] = steps
     recipe = resolve_training(preset, training)
@@ -37,28 +36,3 @@ def declare_run(
         if not existed:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-def _parse_overrides(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`model.filters=48` and the like, as nested dictionaries of the model and of the recipe."""
-    parsed: dict[str, Any] = {"model": {}, "training": {}}
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        *sections, field = path.split(".")
-        if not equals or sections not in (["model"], ["model", "dequantizer"], ["training"]):
-            forms = "model.FIELD=VALUE, model.dequantizer.FIELD=VALUE or training.FIELD=VALUE"
-            raise BadInput(f"--set {override}: expected is {forms}")
-        place = parsed
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise BadInput(f"--set {override}: {section} was set to {place!r} before")
-        place[field] = _parse_value(text)
-    return parsed["model"], parsed["training"]
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # a bare word

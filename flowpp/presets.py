@@ -3,6 +3,7 @@
 from typing import Any
 
 from flowpp.config import DequantizerConfig, Frozen, Milestone, ModelConfig, Shape, TrainingConfig
+from flowpp.names import meant
 
 PUBLISHED = ("cifar10", "imagenet32", "imagenet64")
 """The presets whose weights the authors published."""
@@ -181,6 +182,13 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """The paper's models and CPU sizes. `height`, `width` and `channels` come from the dataset."""
+
+
+def find_preset(name: str) -> Preset:
+    """Returns the preset of this name. Raises `ValueError`, with the nearest names, if there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; {meant(name, PRESETS)}")
+    return PRESETS[name]
 
 
 def resolve_model(preset: str, overrides: dict[str, Any], image_shape: Shape) -> ModelConfig:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, NonNegativeInt, StringConstraints, create_model
 
 from flowpp.config import Frozen, ModelOverrides, TrainingOverrides
-from flowpp.presets import PRESETS
+from flowpp.presets import PRESETS, find_preset
 
 Metadata = Annotated[
     dict[
@@ -25,8 +25,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of all random numb
 
 
 def _known_preset(name: str) -> str:
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset; there are {', '.join(PRESETS)}")
+    find_preset(name)
     return name
 
 
