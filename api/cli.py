@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.administration import backup, gc, keys, reindex
-from api.client import ClientError, ProblemError, Unreachable
+from api.client import ClientError, Unreachable
 from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
 from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail
@@ -74,13 +74,10 @@ def main() -> None:
     exit_on_signals()
     try:
         app(prog_name="flowpp")
-    except ProblemError as error:
-        ours = error.status >= 500 or error.status == 429
-        fail(str(error), FAILURE if ours else BAD_INPUT)
     except Unreachable as error:
         why = f"the service at {error.url} cannot be reached: {error.reason}"
-        fail(f"{why}. Is `flowpp serve` running, and is --url right?", UNREACHED)
-    except ValueError as error:  # a url or key that is none; others are no command's to raise
+        fail(f"{why}. Is `flowpp serve` running there? --url or FLOWPP_URL names another address.", UNREACHED)
+    except ValueError as error:  # a url, a key or an image
         fail(str(error), BAD_INPUT)
     except (ClientError, StackError, OSError) as error:
         fail(str(error), FAILURE)

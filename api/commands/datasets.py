@@ -9,7 +9,17 @@ import typer
 from api.client import Client, Dataset
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, DatasetId, Key, Limit, Url
-from api.commands.output import errors, print_json, print_list, print_object, service_at, when
+from api.commands.output import (
+    UploadProgress,
+    errors,
+    note,
+    on_interrupt,
+    print_json,
+    print_list,
+    print_object,
+    service_at,
+    when,
+)
 from api.watch import transfer
 from flowpp.durable import replace_file
 
@@ -24,6 +34,9 @@ def upload(
     key: Key = "",
 ) -> None:
     """Upload images; prints the dataset's id."""
+    from api.commands.checks import survey  # loads NumPy and Pillow, which most commands do not need
+
+    survey(source, 1)
     with service_at(url, key) as client:
         dataset = send(client, source)
     if as_json:
@@ -33,11 +46,17 @@ def upload(
 
 
 def send(client: Client, source: Path) -> Dataset:
-    """Uploads, and says what it was."""
-    with transfer(errors, f"uploading {source.name}") as report:
-        dataset = client.datasets.upload(source, report)
+    """Uploads, and prints what was stored; or which dataset the service has with the same images."""
+    newest = next(client.datasets.list(), None)
+    progress = UploadProgress("dataset")
+    with on_interrupt(progress.outcome), transfer(errors, f"uploading {source.name}") as report:
+        dataset = client.datasets.upload(source, progress.reporting(report))
     shape = "x".join(map(str, dataset.shape))
-    errors.print(f"uploaded {dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation")
+    images = f"{dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation"
+    if newest is not None and dataset.created_at <= newest.created_at:
+        note(f"reuses {dataset.id}, which has the same {images}")
+    else:
+        note(f"uploaded {images}, as {dataset.id}")
     return dataset
 
 
