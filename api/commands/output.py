@@ -113,7 +113,7 @@ def on_interrupt(outcome: Callable[[], str]) -> Iterator[None]:
         yield
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:
-            note(f"\n{outcome()}")
+            note(outcome() if not errors.is_terminal else f"\n{outcome()}")
         raise
 
 
