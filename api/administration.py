@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.stack import REDIS_URL, StackError, lock
+from flowpp.names import meant
 from worker.redis_server import RedisServer
 from worker.refusals import Refusal
 
@@ -94,6 +95,9 @@ def create_key(
     """Make a key, and print its token, which cannot be had again: send it as `Authorization: Bearer TOKEN`."""
     from worker.keys import NewKey, Quota, Scope
 
+    for each in scope:
+        if each not in (known := get_args(Scope)):
+            raise typer.BadParameter(f"--scope: {each!r} is unknown; {meant(each, known)}")
     quota = Quota(
         requests_per_minute=requests_per_minute, max_jobs=max_jobs, max_bytes=max_bytes, max_images=max_images
     )
@@ -101,8 +105,10 @@ def create_key(
         new = NewKey.model_validate({"owner": owner, "scopes": scope, "quota": quota})
     except ValidationError as error:
         fault = error.errors()[0]
-        known = f"; scopes are {', '.join(Scope.__args__)}" if fault["loc"][0] == "scopes" else ""  # type: ignore[attr-defined]
-        raise typer.BadParameter(f"{fault['loc'][0]}: {fault['msg']}{known}") from error
+        option, message = f"--{fault['loc'][0]}", fault["msg"]
+        if option == "--owner":
+            message = f"{owner!r} is no owner's name; write up to 64 lower case letters, digits and . _ -"
+        raise typer.BadParameter(f"{option}: {message}") from error
     with service_beside(data) as service:
         key, token = service.keys.create(new)
     if as_json:

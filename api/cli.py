@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from api.administration import backup, gc, keys, reindex
-from api.client import ClientError, ProblemError, Unreachable
+from api.client import ClientError, Unreachable
 from api.commands import checkpoints, datasets, jobs, presets, webhooks
 from api.commands.likelihood import likelihood
-from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail
+from api.commands.output import BAD_INPUT, EXIT_CODES, FAILURE, UNREACHED, fail, on_interrupt
 from api.commands.sampling import sample
 from api.commands.status import status
 from api.commands.training import train
@@ -54,14 +54,15 @@ def _flowpp(
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 takes a free one.")] = 8000,
-    data: Annotated[Path, typer.Option(help="Directory of all data; it survives a restart.")] = Path("data"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 chooses a free one.")] = 8000,
+    data: Annotated[Path, typer.Option(help="Directory of all data, which a restart finds again.")] = Path("data"),
 ) -> None:
     """Run the service on this machine until Ctrl-C: API, Redis server, a training and an inference worker."""
     tracing.check()
     levels.of_environment()
     typer.echo("starting ...", err=True)
-    with Stack(data, port) as stack, stack.guard():
+    stopped = f"stopped; the data stay in {data.absolute()}"
+    with on_interrupt(lambda: stopped), Stack(data, port) as stack, stack.guard():
         typer.echo(f"flowpp serves on {stack.url}, with its documentation on {stack.url}/docs.")
         typer.echo(f"Data and logs are in {stack.data}. Ctrl-C stops everything.")
         try:
@@ -77,13 +78,10 @@ def main() -> None:
     exit_on_signals()
     try:
         app(prog_name="flowpp")
-    except ProblemError as error:
-        ours = error.status >= 500 or error.status == 429
-        fail(str(error), FAILURE if ours else BAD_INPUT)
     except Unreachable as error:
         why = f"the service at {error.url} cannot be reached: {error.reason}"
-        fail(f"{why}. Is `flowpp serve` running, and is --url right?", UNREACHED)
-    except ValueError as error:  # a url or key that is none; others are no command's to raise
+        fail(f"{why}. Is `flowpp serve` running there? --url or FLOWPP_URL names another address.", UNREACHED)
+    except ValueError as error:  # a url, a key or an image
         fail(str(error), BAD_INPUT)
     except (ClientError, StackError, OSError) as error:
         fail(str(error), FAILURE)

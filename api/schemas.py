@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from flowpp.config import ModelConfig, TrainingConfig
 from worker.events import EventType
 from worker.jobs import Job, JobError, JobStatus, JobType
+from worker.keys import Scope
 from worker.overview import Overview
 from worker.paging import Page
 from worker.webhooks import WebhookEvent
@@ -127,6 +128,8 @@ class Status(Overview):
     """What the service has to do, and who is there to do it."""
 
     object: Literal["status"] = "status"
+    owner: str = Field(description="The owner of the request's key.")
+    scopes: tuple[Scope, ...] = Field(description="What the key allows; without authentication, everything.")
 
 
 class JobEventData(BaseModel):

@@ -103,7 +103,7 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
                 figures.know(client.jobs.get(job_id))
             figures.take(event)
             if event.type == "warning":
-                console.print(f"warning: {event.data.get('message', event.data)}", markup=False)
+                console.print(f"warning: {event.data.get('message', event.data)}", markup=False, soft_wrap=True)
             elif event.type == "status" and event.data.get("attempt", 0) > 1 and event.data["status"] == "running":
                 console.print(event.data.get("message"), markup=False, highlight=False, soft_wrap=True)
             show()

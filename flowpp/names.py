@@ -15,8 +15,8 @@ def meant(name: str, known: Collection[str]) -> str:
 
     Returns an empty string if no name is known.
     """
-    if near := get_close_matches(name[:_LONGEST], known):
-        return f"did you mean {' or '.join(near)}?"
+    if near := get_close_matches(name[:_LONGEST], known, n=1):
+        return f"did you mean {near[0]}?"
     if not known:
         return ""
     more = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""

@@ -224,3 +224,7 @@ class Status(Answer):
     jobs: dict[str, dict[str, int]]
     """How many there are, by type and status."""
     training: list[RunningTraining]
+    owner: str | None = None
+    """Of the key."""
+    scopes: tuple[str, ...] | None = None
+    """What the key allows: read, submit, admin. None from a service that does not report it."""

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -80,14 +81,14 @@ class Transport:
             finally:
                 await response.aclose()
         except httpx.TransportError as error:
-            raise Unreachable(self.url, str(error) or type(error).__name__) from error
+            raise _unreachable(self.url, error) from error
 
     async def ask(self, path: str) -> httpx.Response:
         """Whatever is answered, once: also a refusal."""
         try:
             return await self._http.get(path)
         except httpx.TransportError as error:
-            raise Unreachable(self.url, str(error) or type(error).__name__) from error
+            raise _unreachable(self.url, error) from error
 
     async def get(self, kind: type[R], path: str) -> R:
         return parsed(kind, await self.request("GET", path))
@@ -225,18 +226,33 @@ def _rewind(files: Any) -> None:
 
 
 def _checked_url(url: str) -> str:
+    """Returns `url`. Raises `ValueError` if it is no address of a service."""
+    if "://" not in url:
+        raise ValueError(f"{url!r} is no url of a service (url, --url, FLOWPP_URL): did you mean http://{url}?")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is no url: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url!r} is no url of a service; they look like {LOCAL}")
+        raise ValueError(f"{url!r} is no url (url, --url, FLOWPP_URL): {error}") from error
+    if parsed.userinfo:
+        raise ValueError("the url of a service has no user and password; give a key by key, --key or FLOWPP_API_KEY")
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) <= 65_535:
+        raise ValueError(f"{url!r} is no url of a service (url, --url, FLOWPP_URL); they look like {LOCAL}")
+    if parsed.query or parsed.fragment:
+        raise ValueError(f"{url!r} is no url of a service: it ends with the port, or with the path of a proxy")
     return url
+
+
+def _unreachable(url: str, error: httpx.TransportError) -> Unreachable:
+    """Returns the error for a connection that did not come about, or that broke off."""
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+    if "WRONG_VERSION_NUMBER" in reason:
+        reason = f"it answers, but not by https; try {url.replace('https://', 'http://', 1)}"
+    return Unreachable(url, reason)
 
 
 def _authorization(key: str) -> dict[str, str]:
     if not key:
         return {}
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError("the key is none: it has spaces, line ends or characters beyond ASCII")
+        raise ValueError("the key (key, --key, FLOWPP_API_KEY) has spaces, line ends or characters beyond ASCII")
     return {"Authorization": f"Bearer {key}"}

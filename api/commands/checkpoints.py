@@ -1,5 +1,6 @@
 """`flowpp checkpoints`."""
 
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,18 @@ import typer
 
 from api.client import Checkpoint
 from api.client.transport import LOCAL
+from api.commands.ids import id_of
 from api.commands.options import AsJson, CheckpointId, Key, Limit, Published, Url
-from api.commands.output import errors, print_json, print_list, print_object, service_at, when
+from api.commands.output import (
+    UploadProgress,
+    errors,
+    on_interrupt,
+    print_json,
+    print_list,
+    print_object,
+    service_at,
+    when,
+)
 from api.watch import transfer
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: trained models.")
@@ -17,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="Checkpoints: trained models.")
 
 @app.command("list")
 def list_(
-    job: Annotated[str | None, typer.Option(help="Only those of this training job.")] = None,
+    job: Annotated[str | None, typer.Option(callback=id_of("job"), help="Only those of this training job.")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -58,8 +69,13 @@ def upload(
     key: Key = "",
 ) -> None:
     """Import the weights that the authors published; prints the checkpoint's id."""
-    with service_at(url, key) as client, transfer(errors, f"uploading {file.name}") as report:
-        checkpoint = client.checkpoints.upload(file, preset, report)
+    progress = UploadProgress("checkpoint")
+    with (
+        service_at(url, key) as client,
+        on_interrupt(progress.outcome),
+        transfer(errors, f"uploading {file.name}") as report,
+    ):
+        checkpoint = client.checkpoints.upload(file, preset, progress.reporting(report))
     if as_json:
         print_json(checkpoint)
     else:
@@ -80,7 +96,15 @@ def download(
     target = output or Path(checkpoint)
     if target.exists() and (target.suffix != ".zip" or target.is_dir()):
         raise typer.BadParameter(f"{target} exists; choose another --output")
-    with service_at(url, key) as client, transfer(errors, f"downloading {checkpoint}") as report:
+    again = f"`flowpp checkpoints download {checkpoint} --output {shlex.quote(str(target))}` goes on from there."
+    stopped = (
+        f"Download interrupted: {target} was not written, and the part that has arrived is kept beside it. {again}"
+    )
+    with (
+        service_at(url, key) as client,
+        on_interrupt(lambda: stopped),
+        transfer(errors, f"downloading {checkpoint}") as report,
+    ):
         fetch = client.checkpoints.download if target.suffix == ".zip" else client.checkpoints.fetch
         path = fetch(checkpoint, target, report)
     if as_json:

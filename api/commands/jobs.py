@@ -8,7 +8,7 @@ import typer
 
 from api.client import Job
 from api.client.transport import LOCAL
-from api.commands.options import STATUSES, TYPES, AsJson, JobId, Key, Limit, Metadata, Url, pairs
+from api.commands.options import STATUSES, TYPES, AsJson, JobId, Key, Limit, Metadata, Url, one_of, pairs
 from api.commands.output import (
     download_artifacts,
     leave_unless_succeeded,
@@ -19,6 +19,7 @@ from api.commands.output import (
     when,
 )
 from api.commands.training import follow
+from flowpp.names import meant
 
 app = typer.Typer(no_args_is_help=True, help="Jobs of every kind.")
 
@@ -27,11 +28,12 @@ app = typer.Typer(no_args_is_help=True, help="Jobs of every kind.")
 def list_(
     limit: Limit = 20,
     kind: Annotated[
-        str | None, typer.Option("--type", autocompletion=lambda: list(TYPES), help="training, likelihood or sampling.")
+        str | None,
+        typer.Option("--type", autocompletion=lambda: list(TYPES), callback=one_of(TYPES), help=", ".join(TYPES) + "."),
     ] = None,
     status: Annotated[
         str | None,
-        typer.Option(autocompletion=lambda: list(STATUSES), help="queued, running, paused, succeeded, failed, ..."),
+        typer.Option(autocompletion=lambda: list(STATUSES), callback=one_of(STATUSES), help=", ".join(STATUSES) + "."),
     ] = None,
     metadata: Metadata = None,
     as_json: AsJson = False,
@@ -150,7 +152,11 @@ def download(
 ) -> None:
     """Download the files that a job has left; prints their paths."""
     with service_at(url, key) as client:
-        wanted = names or [artifact.name for artifact in client.jobs.artifacts(job)]
+        found = [artifact.name for artifact in client.jobs.artifacts(job)]
+        wanted = names or found
+        for name in wanted:
+            if name not in found:
+                raise typer.BadParameter(f"{job} has no artifact {name!r}; {meant(name, found) or 'it has none yet'}")
         for path in download_artifacts(client, job, wanted, output or Path(job)):
             if as_json:
                 print_json({"path": str(path)})

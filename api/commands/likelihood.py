@@ -10,12 +10,14 @@ import typer
 from api.client import Client, Job
 from api.client.transport import LOCAL
 from api.commands.folders import image_files
+from api.commands.ids import id_of
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
 from api.commands.output import (
+    creating,
     download_artifacts,
-    errors,
     finished,
     leave_unless_succeeded,
+    note,
     print_json,
     print_table,
     refuse_filled,
@@ -26,7 +28,9 @@ from api.commands.output import (
 def likelihood(
     model: Model,
     images: Annotated[list[Path] | None, typer.Argument(exists=True, help="Image files, and folders of them.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of these: a dataset's validation images.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(callback=id_of("dataset"), help="A dataset's id: its validation images are scored.")
+    ] = None,
     importance_samples: Annotated[int, typer.Option(min=1, help="Noise samples an image; more: tighter bound.")] = 1,
     bits_map: Annotated[bool, typer.Option("--bits-map", help="Also where the bits are spent, as a file.")] = False,
     latents: Annotated[bool, typer.Option("--latents", help="Also the images' latents, as a file.")] = False,
@@ -51,16 +55,17 @@ def likelihood(
     if output is not None and not detach:
         refuse_filled(output)
     with service_at(url, key) as client:
-        job = client.likelihood_jobs.create(
-            model=model,
-            dataset=dataset,
-            images=[path for _, path in files],
-            importance_samples=importance_samples,
-            bits_map=bits_map,
-            latents=latents,
-            metadata=own,
-            cancel_after=cancel_after,
-        )
+        with creating("likelihood"):
+            job = client.likelihood_jobs.create(
+                model=model,
+                dataset=dataset,
+                images=[path for _, path in files],
+                importance_samples=importance_samples,
+                bits_map=bits_map,
+                latents=latents,
+                metadata=own,
+                cancel_after=cancel_after,
+            )
         if not detach:
             job = finished(client, job)
             if images and job.result is not None and "images" not in job.result:
@@ -81,7 +86,7 @@ def likelihood(
         if output is not None:
             names = [artifact.name for artifact in client.jobs.artifacts(job.id)]
             download_artifacts(client, job.id, names, output)
-            errors.print(f"wrote {len(names)} files into {output}", markup=False)
+            note(f"wrote {len(names)} files into {output}")
 
 
 def _rows(client: Client, job: Job) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from api.client import Client, Job
+from api.client import Client, Job, ProblemError
+from api.client.files import Report
+from api.commands.refusals import in_words, translated
 from api.watch import transfer
 
 FAILURE, BAD_INPUT, UNREACHED, CANCELLED = 1, 2, 3, 4
@@ -28,13 +32,24 @@ _COLUMNS = 1_000_000  # a narrow terminal wraps lines; ids stay whole
 errors = Console(stderr=True, highlight=False)
 
 
-def service_at(url: str, key: str) -> Client:
-    """Its client, which says when it has to wait."""
-    return Client(url, key=key, on_wait=_say_wait)
+@contextmanager
+def service_at(url: str, key: str, max_retries: int = 3) -> Iterator[Client]:
+    """Yields a client of the service at `url`; a refusal of the service ends the command with a sentence."""
+    with Client(url, key=key, max_retries=max_retries, on_wait=_say_wait) as client:
+        try:
+            yield client
+        except ProblemError as error:
+            ours = error.status >= 500 or error.status == 429
+            fail(in_words(error, client.url, key), FAILURE if ours else BAD_INPUT)
+
+
+def note(sentence: str) -> None:
+    """Prints a sentence on stderr, in one line, so that ids and commands in it can be copied."""
+    errors.print(sentence, markup=False, soft_wrap=True)
 
 
 def _say_wait(seconds: float) -> None:
-    errors.print(f"the service asks to wait {math.ceil(seconds)} s", markup=False)
+    note(f"the service asks to wait {math.ceil(seconds)} s")
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -91,19 +106,53 @@ def _said(name: str, value: Any) -> str:
 
 
 @contextmanager
-def waiting_for(job: Job) -> Iterator[None]:
-    """Says, where a signal ends the wait, that the job goes on."""
+def on_interrupt(outcome: Callable[[], str]) -> Iterator[None]:
+    """Prints `outcome()`, a sentence, if a signal such as Ctrl-C ends the block."""
     try:
         yield
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:
-            errors.print(
-                f"\njob {job.id} goes on. Watch it with `flowpp jobs watch {job.id}`, "
-                f"end it with `flowpp jobs cancel {job.id}`.",
-                markup=False,
-                soft_wrap=True,
-            )
+            note(outcome() if not errors.is_terminal else f"\n{outcome()}")
         raise
+
+
+def waiting_for(job: Job) -> AbstractContextManager[None]:
+    """Prints that the job goes on if a signal ends the wait for it."""
+    return on_interrupt(
+        lambda: f"Job {job.id} goes on: `flowpp jobs watch {job.id}` follows it, `flowpp jobs cancel {job.id}` ends it."
+    )
+
+
+def creating(kind: str, extra: str = "") -> AbstractContextManager[None]:
+    """Prints where to find the job if a signal ends the request that creates it."""
+    listing = f"`flowpp jobs list --type {kind} --limit 1` shows it if it was created."
+    return on_interrupt(lambda: f"Interrupted while the service created the job: {listing}{extra}")
+
+
+class UploadProgress:
+    """How much of an upload was sent; `kind` is the kind of object that it becomes."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._sent = self._total = 0
+
+    def reporting(self, report: Report | None) -> Report:
+        """Returns a function that notes the bytes, and passes them to `report`."""
+
+        def count(sent: int, total: int) -> None:
+            self._sent, self._total = sent, total
+            if report is not None:
+                report(sent, total)
+
+        return count
+
+    def outcome(self) -> str:
+        """Returns what became of an interrupted upload."""
+        if self._total and self._sent >= self._total:
+            listing = f"`flowpp {self._kind}s list --limit 1` shows the {self._kind} if it was stored."
+            return f"Upload interrupted after all {self._total:,} bytes were sent. {listing} No job waits."
+        sent = f"{self._sent:,} of {self._total:,} bytes were sent" if self._total else "nothing was sent"
+        return f"Upload interrupted: {sent}. The service has stored nothing, and no job waits."
 
 
 def finished(client: Client, job: Job) -> Job:
@@ -118,7 +167,7 @@ def leave_unless_succeeded(job: Job) -> None:
         why = f": {job.error.message}" if job.error else ""
         fail(f"job {job.id} is cancelled{why}", CANCELLED)
     if job.error is not None:
-        fail(f"job {job.id} {job.status}: {job.error.message} ({job.error.code})", FAILURE)
+        fail(f"job {job.id} {job.status}: {translated(job.error.message)} ({job.error.code})", FAILURE)
     if job.status != "succeeded":
         fail(f"job {job.id} is {job.status}", FAILURE)
 
@@ -136,6 +185,14 @@ def download_artifacts(client: Client, job_id: str, names: Sequence[str], direct
         target = directory / name
         if not target.resolve().is_relative_to(directory.resolve()):
             raise OSError(f"the service names an artifact {name!r}, which leads out of {directory}")
-        with transfer(errors, name) as report:
+        with (
+            on_interrupt(partial(_downloaded, job_id, directory, len(found), len(names))),
+            transfer(errors, name) as report,
+        ):
             found.append(client.jobs.download(job_id, name, target, report))
     return found
+
+
+def _downloaded(job_id: str, directory: Path, done: int, total: int) -> str:
+    again = f"`flowpp jobs download {job_id} --output {shlex.quote(str(directory))}`"
+    return f"{done} of {total} files are in {directory}. Job {job_id} keeps them all; {again} goes on."

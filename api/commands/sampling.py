@@ -8,10 +8,11 @@ import typer
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, CancelAfter, Detach, Key, Metadata, Model, Url, pairs
 from api.commands.output import (
+    creating,
     download_artifacts,
-    errors,
     finished,
     leave_unless_succeeded,
+    note,
     print_json,
     refuse_filled,
     service_at,
@@ -44,19 +45,24 @@ def sample(
     if not detach:
         refuse_filled(output)
     with service_at(url, key) as client:
-        if interpolate:
-            job = client.sampling_jobs.interpolate(
-                model=model, images=interpolate, num_samples=num_samples or 9, metadata=own, cancel_after=cancel_after
-            )
-        else:
-            job = client.sampling_jobs.create(
-                model=model,
-                num_samples=num_samples or 16,
-                temperature=temperature,
-                seed=seed,
-                metadata=own,
-                cancel_after=cancel_after,
-            )
+        with creating("sampling"):
+            if interpolate:
+                job = client.sampling_jobs.interpolate(
+                    model=model,
+                    images=interpolate,
+                    num_samples=num_samples or 9,
+                    metadata=own,
+                    cancel_after=cancel_after,
+                )
+            else:
+                job = client.sampling_jobs.create(
+                    model=model,
+                    num_samples=num_samples or 16,
+                    temperature=temperature,
+                    seed=seed,
+                    metadata=own,
+                    cancel_after=cancel_after,
+                )
         if not detach:
             job = finished(client, job)
         if as_json:
@@ -70,4 +76,4 @@ def sample(
         download_artifacts(client, job.id, names, output)
     if not as_json and "grid.png" in names:
         typer.echo(output / "grid.png")
-    errors.print(f"wrote {len(names)} files into {output}", markup=False)
+    note(f"wrote {len(names)} files into {output}")

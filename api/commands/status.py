@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import typer
 
-from api.client import Client, ProblemError, QueueState, Readiness, RunningTraining, Status
+from api.client import ProblemError, QueueState, Readiness, RunningTraining, Status
 from api.client.transport import LOCAL
 from api.commands.options import AsJson, Key, Url
-from api.commands.output import FAILURE, print_json, print_table, when
+from api.commands.output import FAILURE, print_json, print_table, service_at, when
 
 _LATER = 503
 """HTTP status where Redis does not tell what it knows."""
@@ -18,7 +18,7 @@ def status(as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
 
     Jobs are those of the key's owner; with the scope admin, or without authentication, everybody's.
     """
-    with Client(url, key=key, max_retries=0) as client:  # who asks how it is wants to know now
+    with service_at(url, key, max_retries=0) as client:  # the state now, not after a wait
         ready, found = client.readiness(), None
         try:
             found = client.status()

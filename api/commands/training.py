@@ -1,14 +1,16 @@
 """`flowpp train`, and how a job is followed to its end."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from api.client import Client, Job
+from api.client import Client, ClientError, Job
 from api.client.transport import LOCAL
 from api.commands.datasets import send
+from api.commands.ids import check_id, kind_of
 from api.commands.options import (
     AsJson,
     CancelAfter,
@@ -18,28 +20,35 @@ from api.commands.options import (
     Preset,
     TestAsValidation,
     Url,
+    is_model,
     pairs,
     suggested_datasets,
     suggested_models,
 )
-from api.commands.output import errors, leave_unless_succeeded, print_json, service_at, waiting_for
+from api.commands.output import creating, errors, leave_unless_succeeded, note, print_json, service_at, waiting_for
 from api.watch import watch
+from flowpp.overrides import parse_overrides
 
 
 def train(
     dataset: Annotated[
-        str, typer.Argument(autocompletion=suggested_datasets, help="A dataset's id, or a folder or file to upload.")
+        str,
+        typer.Argument(
+            metavar="DATASET", autocompletion=suggested_datasets, help="A dataset's id, or a folder or file to upload."
+        ),
     ],
     preset: Preset = "small",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the preset's.")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Say, model.filters=48. Repeat.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a field, as model.filters=48. Repeat for several."),
     ] = None,
     resume_from: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
             autocompletion=suggested_models,
+            callback=is_model,
             help="Warm start: begin with the weights of this checkpoint or job.",
         ),
     ] = None,
@@ -51,25 +60,31 @@ def train(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Train a model on a dataset; prints the job's id, and follows it to its end.
+    """Train a model; prints the job's id, and follows the job to its end.
 
-    Ctrl-C stops watching; the job goes on.
+    A folder or file is checked before it is uploaded, and images that the service has already are not stored twice.
+    Ctrl-C stops watching; the job goes on. `flowpp presets NAME` prints every field that --set can change.
     """
-    changes: dict[str, dict[str, Any]] = {"model": {"preset": preset}, "training": {}}
-    for text in change or []:
-        _apply(text, changes)
-    if steps is not None:
-        changes["training"]["steps"] = steps
-    own = pairs(metadata)
+    from api.commands import checks  # loads NumPy and Pillow, which most commands do not need
+
+    model, recipe = _changes(change or [], steps)
+    request = {
+        "dataset": dataset,
+        "model": {"preset": preset, **model},
+        "training": recipe,
+        "resume_from": resume_from,
+        "metadata": pairs(metadata),
+    }
+    source = Path(dataset) if Path(dataset).exists() else None
+    if source is None:
+        _check_dataset(dataset, test_as_validation)
+    checked = checks.checked({**request, "dataset": "ds_"})
     with service_at(url, key) as client:
-        job = client.training_jobs.create(
-            dataset=_dataset(client, dataset, test_as_validation),
-            model=changes["model"],
-            training=changes["training"],
-            resume_from=resume_from,
-            metadata=own,
-            cancel_after=cancel_after,
-        )
+        if source is not None:
+            checks.check_before_upload(client, source, checked)
+            request["dataset"] = send(client, source, test_as_validation).id
+        with _naming(request["dataset"] if source else None):
+            job = client.training_jobs.create(**request, cancel_after=cancel_after)
         if not as_json:
             typer.echo(job.id)
         if not detach:
@@ -79,7 +94,7 @@ def train(
         if not detach:
             leave_unless_succeeded(job)
             if not as_json:
-                errors.print(_said(job.result or {}), markup=False, soft_wrap=True)
+                note(_said(job.result or {}))
 
 
 def follow(client: Client, job: Job, events: bool = False) -> Job:
@@ -92,31 +107,37 @@ def follow(client: Client, job: Job, events: bool = False) -> Job:
         return client.jobs.get(job.id)
 
 
-def _dataset(client: Client, text: str, test_as_validation: bool) -> str:
-    if Path(text).exists():
-        return send(client, Path(text), test_as_validation).id
+def _check_dataset(text: str, test_as_validation: bool) -> None:
+    """Raises `typer.BadParameter` for a text that is no dataset's id, and no file or folder either."""
     if test_as_validation:
         raise typer.BadParameter("--test-as-validation is for images to upload; a dataset has its parts")
-    if not text.startswith("ds_"):
+    if kind_of(text) is None:
         raise typer.BadParameter(
             f"{text!r} is no file or folder here, and no dataset's id: `flowpp datasets list` lists these, as ds_..."
         )
-    return text
+    check_id(text, "dataset")
 
 
-def _apply(text: str, changes: dict[str, dict[str, Any]]) -> None:
-    """Puts `model.dequantizer.blocks=1` where it belongs; a value is JSON, or else a string."""
-    path, equals, value = text.partition("=")
-    first, *rest = path.split(".")
-    if not equals or first not in changes or not rest:
-        raise typer.BadParameter(f"--set {text}: write model.NAME=VALUE or training.NAME=VALUE")
-    target = changes[first]
-    for name in rest[:-1]:
-        target = target.setdefault(name, {})
+def _changes(texts: list[str], steps: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what --set and --steps change of the preset's model and recipe. Raises `typer.BadParameter`."""
     try:
-        target[rest[-1]] = json.loads(value)
-    except ValueError:
-        target[rest[-1]] = value
+        model, recipe = parse_overrides(texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return model, recipe if steps is None else recipe | {"steps": steps}
+
+
+@contextmanager
+def _naming(dataset: str | None) -> Iterator[None]:
+    """Prints which dataset was uploaded if the job is not created, so that nobody uploads the images again."""
+    again = "" if dataset is None else f" The images are stored as {dataset}: `flowpp train {dataset}` uses them."
+    try:
+        with creating("training", again):
+            yield
+    except ClientError:
+        if again:
+            note(again.strip())
+        raise
 
 
 def _said(result: dict[str, Any]) -> str:

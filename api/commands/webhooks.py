@@ -7,26 +7,34 @@ import typer
 
 from api.client import Delivery
 from api.client.transport import LOCAL
-from api.commands.options import AsJson, Key, Limit, Url, WebhookId
-from api.commands.output import errors, print_json, print_list, print_object, service_at, when
+from api.commands.options import EVENTS, AsJson, Key, Limit, Url, WebhookId, one_of
+from api.commands.output import note, print_json, print_list, print_object, service_at, when
 
-app = typer.Typer(no_args_is_help=True, help="Addresses that are told of your jobs' events.")
+app = typer.Typer(no_args_is_help=True, help="Addresses that receive your jobs' events.")
+check_event = one_of(EVENTS)
 
 
 @app.command()
 def create(
     address: Annotated[str, typer.Argument(metavar="URL", help="http or https, where the events are sent.")],
     event: Annotated[
-        list[str] | None, typer.Option(metavar="EVENT", help="Say, job.succeeded; by default all. Repeat.")
+        list[str] | None,
+        typer.Option(
+            metavar="EVENT",
+            autocompletion=lambda: list(EVENTS),
+            help=f"One of {', '.join(EVENTS)}; all by default. Repeat for several.",
+        ),
     ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
     """Make a webhook, and print it with the secret that verifies what it sends, which cannot be had again."""
+    for name in event or ():
+        check_event(name)
     with service_at(url, key) as client:
         print_object(client.webhooks.create(address, event or None), as_json)
-    errors.print("The secret is shown this once.")
+    note("The secret is shown this once.")
 
 
 @app.command("list")

@@ -15,4 +15,5 @@ def status(service: ServiceOf, caller: CallerOf) -> Status:
 
     Jobs are those of the key's owner; with the scope `admin`, or without authentication, everybody's.
     """
-    return Status(**dict(overview(service.redis, caller.sees)))
+    found = overview(service.redis, caller.sees)
+    return Status(**dict(found), owner=caller.owner, scopes=sorted(caller.scopes))

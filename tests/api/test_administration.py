@@ -62,8 +62,8 @@ def test_a_key_is_made_in_the_redis_server_of_the_environment(redis_server: Redi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--owner", "Alice Smith"], "owner: String should match pattern"),
-        (["--owner", "alice", "--scope", "write"], "scopes are read, submit, admin"),
+        (["--owner", "Alice Smith"], "--owner: 'Alice Smith' is no owner's name; write up to 64 lower case letters"),
+        (["--owner", "alice", "--scope", "write"], "--scope: 'write' is unknown; there are read, submit, admin"),
         (["--owner", "alice"], "is no data directory"),
     ],
 )

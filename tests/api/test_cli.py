@@ -52,7 +52,8 @@ def lines(*arguments: str | Path) -> list[Any]:
     [
         (["serve", "--port", "70000"], "65535"),
         (["datasets", "upload", "no-such-file.zip"], "no-such-file.zip"),
-        (["train", "ds_x", "--set", "filters=8"], "write model.NAME=VALUE"),
+        (["train", "ds_x", "--set", "filters=8"], "did you mean model.filters?"),
+        (["train", "ds_x", "--set", "widgets=8"], "write model.NAME=VALUE"),
         (["train", "ds_x", "--steps", "0"], "--steps"),
         (["train", "ds_x", "--metadata", "me"], "--metadata me: write NAME=VALUE"),
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
@@ -72,12 +73,14 @@ def test_bad_input_is_a_sentence_and_exit_code_2(arguments: list[str | Path], se
     assert not result.stdout
 
 
-def test_cancel_after_takes_units_and_the_service_says_what_is_none(stack: Stack) -> None:
+def test_cancel_after_takes_units_and_what_is_none_is_refused_at_once() -> None:
     with busy_server(Reply(202)) as (url, sent):
         assert flowpp("sample", "job_1", "--cancel-after", "2h", "--detach", "--url", url).returncode == 0
     assert sent[0].headers["cancel-after"] == "2h"
-    refused = flowpp("sample", "job_1", "--cancel-after", "soon", "--url", stack.url)
-    assert (refused.returncode, "90s, 5m, 2h" in refused.stderr) == (2, True)
+    with busy_server(Reply(202)) as (url, sent):
+        refused = flowpp("sample", "job_1", "--cancel-after", "soon", "--url", url)
+    assert (refused.returncode, "90s, 5m, 2h" in " ".join(refused.stderr.split())) == (2, True)
+    assert not sent
 
 
 def test_a_wait_that_the_service_asks_for_is_said_once() -> None:
@@ -140,9 +143,6 @@ def test_a_refusal_of_the_service_is_its_sentence_once_and_exit_code_2(stack: St
     result = flowpp("jobs", "show", "job_no_such", "--url", stack.url)
     assert result.returncode == 2
     assert result.stderr == "flowpp: there is no job job_no_such (job_not_found)\n"
-    refused = flowpp("train", "ds_no_such", "--preset", "huge", "--url", stack.url)
-    assert refused.returncode == 2
-    assert refused.stderr.count("unknown preset") == 1
     unknown = flowpp("train", "ds_no_such", "--preset", "tiny", "--url", stack.url)
     assert (unknown.returncode, unknown.stderr.count("there is no dataset ds_no_such")) == (2, 1)
 
@@ -151,7 +151,7 @@ def test_the_key_of_the_environment_is_sent_and_not_shown() -> None:
     with busy_server(Reply(401, b'{"code": "unauthenticated", "detail": "no such key"}')) as (url, sent):
         result = flowpp("jobs", "show", "job_1", FLOWPP_URL=url, FLOWPP_API_KEY="flowpp_secret")
         flowpp("jobs", "show", "job_1", "--key", "flowpp_other", "--url", url)
-    assert (result.returncode, "no such key" in result.stderr) == (2, True)
+    assert (result.returncode, "does not accept this key" in result.stderr) == (2, True)
     assert [request.headers["authorization"] for request in sent] == ["Bearer flowpp_secret", "Bearer flowpp_other"]
     told = result.stdout + result.stderr + flowpp("jobs", "show", "--help", FLOWPP_API_KEY="flowpp_secret").stdout
     assert "secret" not in told
@@ -229,7 +229,7 @@ def test_upload_train_score_sample_and_download(
     at = ("--url", stack.url)
     uploaded = flowpp("datasets", "upload", archive, *at)
     dataset = uploaded.stdout.strip()
-    assert uploaded.stderr == "uploaded 48 images of 3x32x32, of them 16 for validation\n"
+    assert uploaded.stderr == f"uploaded 48 images of 3x32x32, of them 16 for validation, as {dataset}\n"
     assert dataset in flowpp("datasets", "list", *at).stdout
     assert "32x32" not in flowpp("datasets", "show", dataset, *at).stdout.splitlines()[0]
 

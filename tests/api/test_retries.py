@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from email.utils import formatdate
@@ -10,7 +11,7 @@ from time import time
 
 import pytest
 
-from api.client import Client, ProblemError, Unreachable
+from api.client import AsyncClient, Client, ProblemError, Unreachable
 from tests.api.busy_server import DATASET, JOB, Reply, busy_server
 
 PROBLEM = json.dumps({"status": 429, "code": "rate_limited", "detail": "try again in 1 s"}).encode()
@@ -147,7 +148,7 @@ def test_the_key_is_sent_and_seen_nowhere(monkeypatch: pytest.MonkeyPatch, caplo
         told = f"{client!r} {client.__dict__} {vars(client._transport)} {caught.value!r} {caught.value} {caplog.text}"
     assert sent[0].headers["authorization"] == "Bearer flowpp_secret"
     assert "secret" not in told
-    with pytest.raises(ValueError, match="the key is none") as refused:
+    with pytest.raises(ValueError, match=r"FLOWPP_API_KEY\) has spaces") as refused:
         Client(url, key="flowpp_secret\n")
     assert "secret" not in str(refused.value)
 
@@ -162,10 +163,51 @@ def test_an_id_leads_nowhere_else_whatever_it_holds() -> None:
     ]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://example.test", "http://", "nonsense"])
-def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="is no url"):
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("localhost:8000", "did you mean http://localhost:8000?"),
+        ("127.0.0.1:8000/", "did you mean http://127.0.0.1:8000/?"),
+        ("nonsense", "did you mean http://nonsense?"),
+        ("ftp://example.test", "they look like http://127.0.0.1:8000"),
+        ("http://", "they look like"),
+        ("http:///v1", "they look like"),
+        ("http://127.0.0.1:99999", "they look like"),
+        ("http://127.0.0.1:8 0", "Invalid port"),
+        ("http://127.0.0.1:8000?x=1", "it ends with the port"),
+        ("http://127.0.0.1:8000/#x", "it ends with the port"),
+    ],
+)
+def test_what_is_no_url_is_refused(url: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="is no url") as refused:
         Client(url)
+    assert sentence in str(refused.value)
+    assert "FLOWPP_URL" in str(refused.value) or "ends with the port" in str(refused.value)
+    monkeypatch.setenv("FLOWPP_URL", url)
+    for client in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=re.escape(str(refused.value))):
+            client()
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValueError, match="no user and password") as refused:
+        Client("http://alice:hunter2@127.0.0.1:8000")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_both_clients_read_the_environment_and_arguments_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWPP_URL", "http://127.0.0.1:8123")
+    monkeypatch.setenv("FLOWPP_API_KEY", "flowpp_environment")
+    for client in (Client, AsyncClient):
+        assert client().url == "http://127.0.0.1:8123"
+        assert client("http://127.0.0.1:8124/").url == "http://127.0.0.1:8124"
+    with busy_server(Reply()) as (url, sent), Client(url) as own, Client(url, key="flowpp_argument") as other:
+        own.jobs.get("job_1")
+        other.jobs.get("job_1")
+    keys = [request.headers["authorization"] for request in sent]
+    assert keys == ["Bearer flowpp_environment", "Bearer flowpp_argument"]
+    monkeypatch.delenv("FLOWPP_URL")
+    assert Client().url == "http://127.0.0.1:8000"
 
 
 def test_the_client_needs_nothing_else_of_this_repository() -> None:
