@@ -8,11 +8,7 @@ import typer
 
 from api.client import Client, Dataset
 from api.client.transport import LOCAL
-<<<<<<< HEAD
 from api.commands.options import AsJson, DatasetId, Key, Limit, TestAsValidation, Url
-from api.commands.output import errors, print_json, print_list, print_object, service_at, when
-=======
-from api.commands.options import AsJson, DatasetId, Key, Limit, Url
 from api.commands.output import (
     UploadProgress,
     errors,
@@ -24,7 +20,6 @@ from api.commands.output import (
     service_at,
     when,
 )
->>>>>>> ux
 from api.watch import transfer
 from flowpp.durable import replace_file
 
@@ -51,29 +46,19 @@ def upload(
         typer.echo(dataset.id)
 
 
-<<<<<<< HEAD
-def send(client: Client, source: Path, test_as_validation: bool) -> Dataset:
-    """Uploads images and prints what was stored."""
-    with transfer(errors, f"uploading {source.name}") as report:
-        dataset = client.datasets.upload(source, report, test_as_validation=test_as_validation)
-    shape = "x".join(map(str, dataset.shape))
-    test = f" and {dataset.num_test} for test, which no training uses" if dataset.num_test else ""
-    held_out = f"{dataset.num_validation} for validation{test}"
-    errors.print(f"uploaded {dataset.num_images} images of {shape}, of them {held_out}", soft_wrap=True)
-=======
-def send(client: Client, source: Path) -> Dataset:
+def send(client: Client, source: Path, test_as_validation: bool = False) -> Dataset:
     """Uploads, and prints what was stored; or which dataset the service has with the same images."""
     newest = next(client.datasets.list(), None)
     progress = UploadProgress("dataset")
     with on_interrupt(progress.outcome), transfer(errors, f"uploading {source.name}") as report:
-        dataset = client.datasets.upload(source, progress.reporting(report))
+        dataset = client.datasets.upload(source, progress.reporting(report), test_as_validation=test_as_validation)
     shape = "x".join(map(str, dataset.shape))
-    images = f"{dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation"
+    test = f" and {dataset.num_test} for test, which no training uses" if dataset.num_test else ""
+    images = f"{dataset.num_images} images of {shape}, of them {dataset.num_validation} for validation{test}"
     if newest is not None and dataset.created_at <= newest.created_at:
         note(f"reuses {dataset.id}, which has the same {images}")
     else:
         note(f"uploaded {images}, as {dataset.id}")
->>>>>>> ux
     return dataset
 
 
