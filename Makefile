@@ -17,7 +17,7 @@ TORCH_PACKAGES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: help install demo test test-slow test-api test-browser test-faults test-images soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-replay bench-scale bench-service docs clean lock
+.PHONY: help install demo test test-slow test-api test-aarch64 test-browser test-faults test-images soak test-gpu lint serve bench bench-gpu bench-kernels bench-likelihood bench-memory bench-operations bench-recipes bench-replay bench-scale bench-service docs clean lock
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -30,14 +30,19 @@ demo: install  ## train, score and sample through the service on real photograph
 # Two test processes and those that they start share two cores: threads that wait for one another cost tenfold. The
 # hundreds of processes that the tests start would compile our sources anew, each for half a second, where no bytecode
 # may be written.
-test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak and browser
-	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images"
+test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak, browser, images and aarch64
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images and not aarch64"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 test-api: install  ## schemathesis against our OpenAPI, and 10,000 damaged files, for some minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m contract
+
+test-aarch64: install  ## compile the CPU kernels for aarch64; compare their numbers if qemu-aarch64 is there
+	@command -v aarch64-linux-gnu-g++ >/dev/null \
+		|| { echo "there is no aarch64-linux-gnu-g++; install Debian's package g++-aarch64-linux-gnu" >&2; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m aarch64 tests/flowpp/test_aarch64.py
 
 test-browser: $(INSTALLED_BROWSER)  ## the dashboard in headless Chromium, with screenshots in browser_output/
 	@rm -rf browser_output
