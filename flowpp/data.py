@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowpp import cifar
-from flowpp.archives import Member, members, walk
+from flowpp.archives import Member, Source, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
 from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
@@ -143,7 +143,7 @@ class ImageSet:
 
 
 def build_image_set(
-    source: Path | Sequence[Path],
+    source: Source,
     directory: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -153,8 +153,8 @@ def build_image_set(
     """Writes the images of `source` to the new `directory`, wholly or not at all.
 
     `source` is a folder, a .zip, .tar or .tar.gz archive (all three: of images, of .npy arrays or of CIFAR-10's
-    official batches), a .npy or .npz file, an image file, or several files. Arrays are uint8 [N, H, W] or
-    [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
+    official batches), a .npy or .npz file, an image file, or several files, which may come with names. Arrays are
+    uint8 [N, H, W] or [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
 
     Names of folders, arrays and files are the split if they contain words such as `train`, `val` and `test`
     (`flowpp.splits`), and so are CIFAR-10's batches. Without a validation part, `validation_fraction` of the training
