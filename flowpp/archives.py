@@ -183,8 +183,8 @@ class _ZipFile(io.FileIO):
 
     zipfile reads the directory in one piece and then makes an object of each entry. Each begins with this signature.
 
-    It also takes away the mark of names that are UTF-8, by which zipfile refuses an archive with one that is not. So
-    zipfile decodes all names by code page 437, from which nothing is lost. `utf8_names` are those that had the mark.
+    It also removes the mark of UTF-8 from all names, because zipfile refuses an archive if a marked name is not UTF-8.
+    zipfile then decodes all names by code page 437, which loses nothing. `utf8_names` are the names that had the mark.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:

@@ -183,7 +183,7 @@ def open_image_set(source: Path, cache: Path | None = None, *, test_as_validatio
     """
     if (source / MANIFEST).is_file() and (source / IMAGES).is_file():
         if test_as_validation:
-            message = "is an image set, whose parts are fixed; build it again from its images with test_as_validation"
+            message = "is an image set with fixed parts; build it again from its images with test_as_validation"
             raise BadImages("ambiguous_split", message, str(source))
         return ImageSet.open(source)
     if cache is None:
@@ -225,9 +225,9 @@ def content_sha256(images: np.ndarray) -> str:
 
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
-    """The images of a file, uint8 [n, H, W, C] each. Its content determines what it is.
+    """The images of a file, uint8 [n, H, W, C] each. Its content determines its kind.
 
-    Names matter only for files without a mark of their kind: batches of CIFAR-10 and what comes with them.
+    Names matter only for files that do not begin with a mark of their kind: batches of CIFAR-10 and their companions.
     """
     head = member.stream.peek(HEAD_BYTES)
     kind = kind_of(head)
@@ -279,7 +279,7 @@ def _pieces(images: np.ndarray) -> Iterator[bytes]:
 
 
 def _fingerprint(source: Path, test_as_validation: bool) -> str:
-    """16 hex digits that change when a file of `source` does, or what is made of it."""
+    """16 hex digits that change when a file of `source` or the split changes."""
     files = [path for path, _ in walk(source, DEFAULT_LIMITS)] if source.is_dir() else [source]
     if not source.exists():
         raise BadImages("no_such_file", "there is no such file or folder", str(source))

@@ -34,7 +34,7 @@ def upload(
 
 
 def send(client: Client, source: Path, test_as_validation: bool) -> Dataset:
-    """Uploads images and prints what was stored."""
+    """Uploads images and prints their number, shape and parts."""
     with transfer(errors, f"uploading {source.name}") as report:
         dataset = client.datasets.upload(source, report, test_as_validation=test_as_validation)
     shape = "x".join(map(str, dataset.shape))

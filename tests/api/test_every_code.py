@@ -95,7 +95,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 class House(NamedTuple):
-    """An API without workers, and what it stands on."""
+    """An API without workers, its service, and a checkpoint in it."""
 
     http: httpx.Client
     service: Service
@@ -243,7 +243,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "bad_latents": bad_latents,
     "empty_store": lambda directory: back_up(ArtifactStore(str(directory / "a")), ArtifactStore(str(directory / "b"))),
 }
-"""What a command of the library or of the operator does, by its code."""
+"""A call of a command, by the code of its failure."""
 
 
 def emptied(service: Service) -> None:
@@ -279,7 +279,7 @@ ELSEWHERE = {
     "bad_dataset": "tests/service/test_job_lives.py",
     "internal": "tests/worker/test_inference.py",
 }
-"""Where codes are tested that need more than one request: a slow body, a full disk, a worker that dies."""
+"""Tests of codes that need more than one request: a slow body, a full disk, a worker that dies."""
 
 
 @pytest.fixture

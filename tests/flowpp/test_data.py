@@ -213,7 +213,7 @@ def test_test_images_validate_only_if_that_is_requested(tmp_path: Path) -> None:
     image_set = build_image_set(source, tmp_path / "set", test_as_validation=True)
     np.testing.assert_array_equal(image_set.validation, VALIDATION)
     assert (image_set.num_test, image_set.sha256) == (0, SHA256)
-    with pytest.raises(BadImages, match="parts are fixed"):
+    with pytest.raises(BadImages, match="fixed parts"):
         open_image_set(tmp_path / "set", test_as_validation=True)
     shutil.rmtree(tmp_path / "set")
     cached = [open_image_set(source, tmp_path / "cache", test_as_validation=each) for each in (True, False, True)]
