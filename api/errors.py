@@ -49,7 +49,7 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "idempotency_in_progress": ErrorCode(
         (409,), "A request with this `Idempotency-Key` is under way.", "Wait a moment and send it again."
     ),
-    "http_error": ErrorCode((), "The request cannot be read as HTTP.", "See `detail`."),
+    "http_error": ErrorCode((), "The answer is no problem document; a proxy may have sent it.", "See `detail`."),
     # who asks
     "unauthenticated": ErrorCode(
         (401,), "There is no key in the request, or none that is known.", "Send `Authorization: Bearer flowpp_...`."
@@ -82,7 +82,6 @@ REFUSALS: Mapping[str, ErrorCode] = {
     "webhook_not_found": ErrorCode(
         (404,), "There is no such webhook, or it is somebody else's.", "List those that there are."
     ),
-    "key_not_found": ErrorCode((404,), "There is no such key.", "List them with `flowpp keys list`."),
     "job_finished": ErrorCode((409,), "The job has ended and cannot change any more.", "Create another one."),
     "job_not_paused": ErrorCode(
         (409,), "Only a paused training job can be resumed.", "Look at its `status`; wait until it is `paused`."
@@ -263,12 +262,13 @@ COMMAND_LINE: Mapping[str, ErrorCode] = {
     "too_many_files": ErrorCode((), "A folder holds more files than are accepted.", "Use an array instead."),
     "bad_image_set": ErrorCode((), "A folder of images that were taken in is damaged.", "Take them in again."),
     "bad_latents": ErrorCode((), "A file holds no latents of the model.", "Use what `encode` has written."),
+    "key_not_found": ErrorCode((), "There is no such key.", "List them with `flowpp keys list`."),
     "not_empty": ErrorCode((), "`flowpp reindex` found records in Redis.", "Let it rebuild an empty one."),
     "not_indexed": ErrorCode((), "`flowpp gc` found a store of which Redis knows nothing.", "Run `flowpp reindex`."),
     "empty_store": ErrorCode((), "`flowpp backup` found an empty store.", "Name the one that the service has."),
 }
-"""Codes that only the commands show that work without HTTP: `python -m flowpp`, which also has those of images, and
-`flowpp reindex`, `gc` and `backup`."""
+"""Codes of commands that work without HTTP: `python -m flowpp`, which also has those of images, and `flowpp keys`,
+`reindex`, `gc` and `backup`."""
 
 INTRODUCTION = (
     "Errors are `application/problem+json` (RFC 9457): `type`, which leads here, `title`, `status`, `detail` (a "

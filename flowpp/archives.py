@@ -95,14 +95,19 @@ class _Metered(io.RawIOBase):
         return len(data)
 
 
-def members(source: Path | Sequence[Path], limits: Limits) -> Iterator[Member]:
+Source = Path | Sequence[Path] | Sequence[tuple[str, Path]]
+"""A folder, an archive or a file; or several files, with names if they were sent under others than their paths have."""
+
+
+def members(source: Source, limits: Limits) -> Iterator[Member]:
     """The files of a folder, of a .zip, .tar or .tar.gz (by its content), several files, or the one file itself.
 
     Folders and zip files come sorted by name, a tar in its own order. Hidden files and what macOS and Windows leave
     behind are skipped. Bytes of names that are not UTF-8 are lone surrogates. Raises `BadImages`.
     """
     if not isinstance(source, Path):
-        yield from _files([(path, path.name) for path in source], limits)
+        named = [(each, each.name) if isinstance(each, Path) else (each[1], each[0]) for each in source]
+        yield from _files(named, limits)
     elif source.is_dir():
         yield from _files(walk(source, limits), limits)
     elif not source.exists():
@@ -178,8 +183,8 @@ class _ZipFile(io.FileIO):
 
     zipfile reads the directory in one piece and then makes an object of each entry. Each begins with this signature.
 
-    It also takes away the mark of names that are UTF-8, by which zipfile refuses an archive with one that is not. So
-    zipfile decodes all names by code page 437, from which nothing is lost. `utf8_names` are those that had the mark.
+    It also removes the mark of UTF-8 from all names, because zipfile refuses an archive if a marked name is not UTF-8.
+    zipfile then decodes all names by code page 437, which loses nothing. `utf8_names` are the names that had the mark.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:

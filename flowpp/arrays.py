@@ -51,7 +51,7 @@ def read_header(stream: BinaryIO, name: str) -> tuple[int, ...]:
 
 
 class _Header(NamedTuple):
-    """What a .npy file declares."""
+    """The declaration at the beginning of a .npy file."""
 
     shape: tuple[int, ...]
     is_column_major: bool
@@ -59,7 +59,7 @@ class _Header(NamedTuple):
 
 
 def _header(stream: BinaryIO, name: str) -> _Header:
-    """The header of a .npy file, whose format is 1.0 to 3.0 (`numpy.lib.format`). Raises `BadImages`."""
+    """The header of a .npy file in format 1.0 to 3.0 (`numpy.lib.format`). Raises `BadImages`."""
     start = stream.read(8)
     if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
         raise BadImages("damaged_array", f"is no .npy file of a known version; {_EXPECTED}", name)
@@ -107,9 +107,9 @@ def _image_shape(shape: tuple[int, ...], name: str, limits: Limits) -> tuple[int
 
 
 def _other_layout(shape: tuple[int, ...]) -> str | None:
-    """What a shape is that does not mean images, and what to save instead; None for [N, H, W] and [N, H, W, C].
+    """Explains a shape that is not of images, with advice; None for [N, H, W] and [N, H, W, C].
 
-    Three dimensions of which the first or last is a number of channels are one image, as far as anybody can tell.
+    An array of three dimensions is taken for one image if its first or last dimension is a number of channels.
     """
     match shape:
         case (_, _, last) if last in _CHANNELS:
@@ -123,5 +123,5 @@ def _other_layout(shape: tuple[int, ...]) -> str | None:
         case (_, _, _, 4):
             return "it has an alpha channel; save images[..., :3] if all is opaque"
         case (_, _):
-            return "[H, W] is one grey image, which is [1, H, W]; flat images are to be reshaped to [N, H, W, C]"
+            return "[H, W] is one grey image; save it as [1, H, W]; reshape flat images to [N, H, W, C]"
     return f"it has {len(shape)} dimensions" if len(shape) != 4 else f"it has {shape[3]} channels"

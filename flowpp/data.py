@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flowpp import cifar
-from flowpp.archives import Member, members, walk
+from flowpp.archives import Member, Source, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
 from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
@@ -143,7 +143,7 @@ class ImageSet:
 
 
 def build_image_set(
-    source: Path | Sequence[Path],
+    source: Source,
     directory: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
@@ -153,8 +153,8 @@ def build_image_set(
     """Writes the images of `source` to the new `directory`, wholly or not at all.
 
     `source` is a folder, a .zip, .tar or .tar.gz archive (all three: of images, of .npy arrays or of CIFAR-10's
-    official batches), a .npy or .npz file, an image file, or several files. Arrays are uint8 [N, H, W] or
-    [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
+    official batches), a .npy or .npz file, an image file, or several files, which may come with names. Arrays are
+    uint8 [N, H, W] or [N, H, W, C]; arrays of labels beside them are ignored. Images are sorted by name.
 
     Names of folders, arrays and files are the split if they contain words such as `train`, `val` and `test`
     (`flowpp.splits`), and so are CIFAR-10's batches. Without a validation part, `validation_fraction` of the training
@@ -183,7 +183,7 @@ def open_image_set(source: Path, cache: Path | None = None, *, test_as_validatio
     """
     if (source / MANIFEST).is_file() and (source / IMAGES).is_file():
         if test_as_validation:
-            message = "is an image set, whose parts are fixed; build it again from its images with test_as_validation"
+            message = "is an image set with fixed parts; build it again from its images with test_as_validation"
             raise BadImages("ambiguous_split", message, str(source))
         return ImageSet.open(source)
     if cache is None:
@@ -225,9 +225,9 @@ def content_sha256(images: np.ndarray) -> str:
 
 
 def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
-    """The images of a file, uint8 [n, H, W, C] each. Its content determines what it is.
+    """The images of a file, uint8 [n, H, W, C] each. Its content determines its kind.
 
-    Names matter only for files without a mark of their kind: batches of CIFAR-10 and what comes with them.
+    Names matter only for files that do not begin with a mark of their kind: batches of CIFAR-10 and their companions.
     """
     head = member.stream.peek(HEAD_BYTES)
     kind = kind_of(head)
@@ -279,7 +279,7 @@ def _pieces(images: np.ndarray) -> Iterator[bytes]:
 
 
 def _fingerprint(source: Path, test_as_validation: bool) -> str:
-    """16 hex digits that change when a file of `source` does, or what is made of it."""
+    """16 hex digits that change when a file of `source` or the split changes."""
     files = [path for path, _ in walk(source, DEFAULT_LIMITS)] if source.is_dir() else [source]
     if not source.exists():
         raise BadImages("no_such_file", "there is no such file or folder", str(source))

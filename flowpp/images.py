@@ -167,7 +167,7 @@ def too_many_bytes(name: str, most: int) -> BadImages:
 
 
 def _sniff(data: bytes, name: str) -> str:
-    """The format of an image that is read. Raises `BadImages` for other files, and names what they are."""
+    """The format of an image that is read. Raises `BadImages` with their kind for other files."""
     kind = kind_of(data)
     if kind is None:
         raise BadImages("not_an_image", f"is not an image of a known kind; {ACCEPTED}", name)

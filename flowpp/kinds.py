@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: for refusals that name it."""
+"""Kinds of files, recognized by their first bytes, so that a refusal can name the kind."""
 
 import re
 from enum import Enum
@@ -9,7 +9,7 @@ HEAD_BYTES = 1024
 
 
 class Family(Enum):
-    """What can be done with a file of some kind."""
+    """Groups of kinds that are handled alike."""
 
     IMAGE = "image"
     """`flowpp.images` decodes it."""

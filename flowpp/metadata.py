@@ -1,7 +1,7 @@
 """Image files without their metadata, and the orientation that the metadata give.
 
 Decoders parse profiles, texts and EXIF before they decode a pixel, and fail if these are damaged, large or unusual.
-Here they are left out without being parsed. Of all metadata only the orientation is read.
+Here they are left out without being parsed. The orientation is the only one that is read.
 """
 
 import re
@@ -50,7 +50,7 @@ def plain_image(data: bytes, file_format: str) -> PlainImage:
 
 
 def _plain_png(data: bytes) -> PlainImage:
-    """Keeps the critical chunks and tRNS. Of an animation (APNG) only the number of pictures is read."""
+    """Keeps the critical chunks and tRNS, and counts the pictures of an animation (APNG)."""
     kept, exif, xmp = [data[:8]], b"", b""
     frames, is_first_frame, has_pixels, depth, colour = 0, False, False, 8, 0
     for kind, content, checksum in _png_chunks(data):
@@ -205,7 +205,7 @@ def _plain_tiff(data: bytes) -> PlainImage:
     entries, following = _directory(data, start, order)
     tags = {entry.tag: entry for entry in entries}
     if _is_reduced(tags):
-        raise NotImplementedError("is a TIFF whose first picture is a preview, as in raw files of cameras; convert it")
+        raise NotImplementedError("is a TIFF that begins with a preview, as raw files of cameras do; convert it")
     pixels = [entry for entry in entries if entry.tag in _TIFF_PIXELS]
     directory = struct.pack(f"{order}H", len(pixels)) + b"".join(entry.raw for entry in pixels) + bytes(4)
     plain = bytearray(data)
@@ -219,7 +219,7 @@ def _plain_tiff(data: bytes) -> PlainImage:
 
 
 def _directory(data: bytes, start: int, order: str) -> tuple[list[_Entry], int]:
-    """The entries of a directory, and where the next one is. Raises `ValueError` if it lies outside the file."""
+    """The entries of a directory, and where the next one is. Raises `ValueError` for a directory outside the file."""
     if start + 2 > len(data):
         raise ValueError("it ends before its directory")
     (count,) = struct.unpack_from(f"{order}H", data, start)
@@ -256,7 +256,7 @@ def _count_pictures(data: bytes, start: int, order: str, seen: set[int]) -> int:
 
 
 def _widen_colours(data: bytearray, entry: _Entry, order: str) -> None:
-    """Scales a colour map whose writer used 8 bits of the 16, which libtiff recognizes by its greatest value."""
+    """Scales a colour map that uses 8 bits of the 16; libtiff recognizes it by its greatest value, too."""
     if entry.kind != _SHORT or entry.count < 3:
         raise NotImplementedError("is a TIFF with a colour map of another type than SHORT; save it again")
     if entry.value + 2 * entry.count > len(data):

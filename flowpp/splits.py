@@ -47,8 +47,8 @@ _TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # words of trainA, XTrain
 def parts_by_name(names: Sequence[str], counts: Sequence[int]) -> list[Part] | None:
     """The part of each file, or None if the names indicate no split.
 
-    `names` are paths with `/`, and `counts` the files' numbers of images. Of the names at one place either all indicate
-    a part, or none does. A name that all files share yields to names below it. Within a part, names such as the class
+    `names` are paths with `/`, and `counts` the files' numbers of images. The names at one place all indicate a part,
+    or none does. A name that all files share yields to names below it. Within a part, names such as the class
     folder `test/train/` of vehicles mean nothing if their neighbours indicate no part. Raises `BadImages`
     (`ambiguous_split`) if names contradict each other or leave images out.
     """
@@ -82,7 +82,7 @@ class _Place(NamedTuple):
     depth: int
     role: _Role | None
     is_decided: bool
-    """Whether the role distinguishes it from other folders."""
+    """True if the role distinguishes it from other folders."""
 
 
 def _roles_at(
@@ -118,7 +118,7 @@ def _resolved(roles: list[_Role | None], names: Sequence[str], counts: Sequence[
         message = f"is in no part, but the name of {shortened(names[indicated[0]])} indicates one"
         raise _ambiguous(message, names[roles.index(None)])
     if _Unclear.HELD_OUT in roles and Part.VALIDATION in roles:
-        message = "could be for validation or for test, and there is a validation part beside it"
+        message = "could be for validation or for test, and there is another validation part"
         raise _ambiguous(message, names[roles.index(_Unclear.HELD_OUT)])
     return [role if isinstance(role, Part) else Part.VALIDATION for role in roles if role]
 
@@ -138,7 +138,7 @@ def _path(name: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _role(name: str) -> _Role | None:
-    """What a folder, a file or an array of this name is for; None if the name does not say."""
+    """The role that the name of a folder, a file or an array indicates, or None."""
     lower = name.lower()
     if not _HINT.search(lower):
         return None

@@ -52,7 +52,7 @@ class Entry:
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether the first 512 bytes of a file are a tar header, of any format, or the end marker of an empty archive."""
+    """Returns True if a file begins with a tar header of any format, or with the end marker of an empty archive."""
     if len(head) < _BLOCK:
         return False
     try:
@@ -123,7 +123,7 @@ def _name(header: bytes) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Names are bytes of any encoding: those that are not UTF-8 become lone surrogates, from which nothing is lost."""
+    """Decodes a name, which can be in any encoding: bytes that are not UTF-8 become lone surrogates, without loss."""
     return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 

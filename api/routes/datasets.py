@@ -85,9 +85,8 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
         raise invalid_field("test_as_validation", f"is {test_as_validation[:40]!r}; send true or false")
     if creation.existing:
         return service.datasets.get(creation.existing)
-    paths = [path for _, path in sent.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
-        source = paths[0] if len(paths) == 1 else paths
+        source = sent.files[0][1] if len(sent.files) == 1 else sent.files
         image_set = build_image_set(
             source,
             Path(directory) / "images",

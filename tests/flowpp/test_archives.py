@@ -189,12 +189,12 @@ def test_folders_of_a_zip_are_no_files_however_they_are_marked(tmp_path: Path, f
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(folder, b"")
         archive.writestr(zip_entry("train\\a.png"), b"first")
-        archive.writestr(zip_entry("train/sub\\b.png", attributes=0x10), b"second")  # a file, whatever its attribute
+        archive.writestr(zip_entry("train/sub\\b.png", attributes=0x10), b"second")  # a file, because it has content
     assert contents(tmp_path / "a.zip") == {"train/a.png": b"first", "train/sub/b.png": b"second"}
 
 
 def test_names_in_a_zip_are_read_by_their_mark_or_by_what_they_can_be(tmp_path: Path) -> None:
-    """Without a mark: UTF-8 of macOS, and code page 437 of Windows, of which none is lost."""
+    """Names without a mark are UTF-8 from macOS and code page 437 from Windows; other encodings lose nothing."""
     for names, encoding in (
         (["größe.png", "画像.png", "plain.png"], "utf-8"),
         (["größe.png", "é.png", "plain.png"], "cp437"),

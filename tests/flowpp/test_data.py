@@ -171,6 +171,13 @@ def test_several_files_make_a_set_and_so_does_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(build_image_set(files[0], tmp_path / "one").images, ALL[:1])
 
 
+def test_files_that_come_with_names_are_split_by_these(tmp_path: Path) -> None:
+    write_folder(tmp_path, pngs(ALL))
+    paths = sorted(tmp_path.glob("*.png"))
+    named = [(f"{'train' if i < 11 else 'val'}/{path.name}", path) for i, path in enumerate(paths)]
+    assert build_image_set(named, tmp_path / "set").sha256 == SHA256
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     stray = refused(write_zip(tmp_path / "a.zip", SPLIT | pngs(ALL[:1], "photos/")))
     assert (stray.code, stray.name) == ("ambiguous_split", "photos/000.png")
@@ -206,7 +213,7 @@ def test_test_images_validate_only_if_that_is_requested(tmp_path: Path) -> None:
     image_set = build_image_set(source, tmp_path / "set", test_as_validation=True)
     np.testing.assert_array_equal(image_set.validation, VALIDATION)
     assert (image_set.num_test, image_set.sha256) == (0, SHA256)
-    with pytest.raises(BadImages, match="parts are fixed"):
+    with pytest.raises(BadImages, match="fixed parts"):
         open_image_set(tmp_path / "set", test_as_validation=True)
     shutil.rmtree(tmp_path / "set")
     cached = [open_image_set(source, tmp_path / "cache", test_as_validation=each) for each in (True, False, True)]

@@ -1,4 +1,4 @@
-"""A refusal says what a file is, by its content, whatever its name."""
+"""A refusal names the kind of a file, which its content determines, not its name."""
 
 import io
 import pickle
@@ -108,7 +108,7 @@ LAYOUTS: dict[str, tuple[np.ndarray, str]] = {
     "alpha": (np.zeros((9, 32, 32, 4), np.uint8), "alpha channel; save images[..., :3]"),
     "two channels": (np.zeros((9, 32, 32, 2), np.uint8), "it has 2 channels"),
     "one grey image": (np.zeros((32, 32), np.uint8), "[H, W] is one grey image"),
-    "flat": (np.zeros((9, 3072), np.uint8), "reshaped to [N, H, W, C]"),
+    "flat": (np.zeros((9, 3072), np.uint8), "reshape flat images to [N, H, W, C]"),
     "video": (np.zeros((2, 9, 32, 32, 3), np.uint8), "it has 5 dimensions"),
     "a number": (np.array(5, np.uint8), "it has 0 dimensions"),
     "0 to 1": (np.zeros((9, 32, 32, 3), np.float32), "(255 * images).round()"),

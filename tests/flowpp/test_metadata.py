@@ -1,4 +1,4 @@
-"""Metadata of images: whatever they are, the pixels come through, and only the orientation is read."""
+"""Metadata of images: none keeps the pixels from being read, and only the orientation is applied."""
 
 import io
 import struct
