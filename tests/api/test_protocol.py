@@ -66,7 +66,7 @@ def test_head_is_refused_as_get_is(filled: Filled) -> None:
         get, head = filled.client.get(path), filled.client.head(path)
         assert (head.status_code, head.content) == (get.status_code, b"")
         assert get.status_code in (404, 422)
-        if path != "/v1/nothing":  # whose detail names the method
+        if path.startswith("/v1/jobs"):  # the detail of the others names the method
             assert head.headers["content-length"] == get.headers["content-length"]
     assert filled.client.head("/v1/jobs", headers={"Host": "example.com"}).status_code == 403
 
