@@ -13,7 +13,7 @@ from redis import Redis
 
 from flowpp.config import Shape
 from flowpp.data import IMAGES, ImageSet
-from worker.artifacts import ArtifactStore, delete_directory, no_check
+from worker.artifacts import ArtifactStore, DamagedArtifact, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
 from worker.refusals import Conflict, NotFound
@@ -70,6 +70,21 @@ class Datasets:
             self._store.delete(f"datasets/{dataset.id}")
             raise
         return dataset
+
+    def same(self, image_set: ImageSet, owner: str = LOCAL, claim: str = "") -> Dataset | None:
+        """Returns the dataset of `owner` with the content of an image set, or None if there is none that is whole.
+
+        The content is shape, split and pixels. The dataset is noted for an idempotency key. Raises `StoreUnavailable`.
+        """
+        dataset_id = self._redis.hget(f"flowpp:contents:{owner}", image_set.sha256)
+        found = self._load([dataset_id]) if dataset_id else []
+        if not found:
+            return None
+        try:
+            self._store.verify(f"datasets/{dataset_id}")  # who uploads again may want to replace a damaged one
+        except (NotFound, DamagedArtifact):
+            return None
+        return found[0] if self._scripts.reuse("dataset", dataset_id, claim) else None
 
     def get(self, dataset_id: str, owner: str | None = None) -> Dataset:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""

@@ -52,9 +52,17 @@ SHEET: dict[int | str, dict[str, Any]] = {
 SHEET_IMAGES = 64
 
 
-@router.post("", status_code=201, openapi_extra=FORM)
+SAME: dict[int | str, dict[str, Any]] = {
+    200: {"model": Dataset, "description": "You have a dataset of these images already: nothing was stored again."}
+}
+
+
+@router.post("", status_code=201, openapi_extra=FORM, responses=SAME)
 async def upload(creation: CreationOf) -> Dataset:
-    """Upload images. They are decoded and checked before this answers."""
+    """Upload images. They are decoded and checked before this answers.
+
+    Images, with their split, that you have in a dataset already give that dataset (200), under the name it has.
+    """
     settings = creation.service.settings
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
@@ -76,6 +84,9 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = paths[0] if len(paths) == 1 else paths
         image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
+        if same := service.datasets.same(image_set, creation.caller.owner, claim):
+            creation.response.status_code = 200
+            return same
         return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 
 
