@@ -16,7 +16,7 @@ from flowpp.data import IMAGES, ImageSet
 from worker.artifacts import ArtifactStore, DamagedArtifact, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound
+from worker.refusals import Conflict, NotFound, not_found
 from worker.transitions import Transitions
 
 _IMAGES = "image_set"  # the image set's directory within the stored one, since both have a manifest.json
@@ -90,7 +90,7 @@ class Datasets:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([dataset_id])
         if not found or owner not in (None, found[0].owner):
-            raise _not_found(dataset_id)
+            raise not_found("dataset", dataset_id)
         return found[0]
 
     def page(
@@ -102,13 +102,13 @@ class Datasets:
                 self._redis, index_of("datasets", owner), self._load, after=after, limit=limit, order=order
             )
         except KeyError as error:
-            raise _not_found(str(after)) from error
+            raise not_found("dataset", str(after)) from error
 
     def delete(self, dataset_id: str) -> None:
         """Raises `NotFound`, and `Conflict` while a job that has not finished uses it."""
         answer = self._scripts.unregister("dataset", dataset_id)
         if answer == "missing":
-            raise _not_found(dataset_id)
+            raise not_found("dataset", dataset_id)
         if answer == "in_use":
             raise Conflict("in_use", f"dataset {dataset_id} is used by a job that has not finished")
         self._store.delete(f"datasets/{dataset_id}")
@@ -136,7 +136,3 @@ class Datasets:
     def _load(self, ids: Sequence[str]) -> list[Dataset]:
         records = self._redis.mget([f"flowpp:dataset:{dataset_id}" for dataset_id in ids])
         return [Dataset.model_validate_json(record) for record in records if record]
-
-
-def _not_found(dataset_id: str) -> NotFound:
-    return NotFound("dataset_not_found", f"there is no dataset {dataset_id}")
