@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -125,7 +125,7 @@ def _media_type(request: Request) -> str:
 async def _json(request: Request) -> Any:
     """The body. Raises `RequestValidationError` if it is not JSON, or if an object in it has a name twice."""
     try:
-        return json.loads(await request.body(), object_pairs_hook=_object, parse_constant=_not_a_number)
+        return json.loads(await request.body(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise not_json(error) from error
 
@@ -137,10 +137,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise invalid_field(name[:100], "an object of the body has this name more than once; write it once")
         found[name] = value
     return found
-
-
-def _not_a_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _parsed(kind: type[Wanted], values: Any) -> Wanted:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 
 from worker.datasets import Dataset
 from worker.jobs import Job
@@ -29,19 +29,25 @@ async def _caller(request: Request) -> Caller:
 CallerOf = Annotated[Caller, Depends(_caller)]
 
 
-def _job(job_id: str, service: ServiceOf, caller: CallerOf) -> Job:
+def _job(job_id: Annotated[str, Path(description="A job's id: job_...")], service: ServiceOf, caller: CallerOf) -> Job:
     return service.jobs.get(job_id, caller.sees)
 
 
-def _dataset(dataset_id: str, service: ServiceOf, caller: CallerOf) -> Dataset:
+def _dataset(
+    dataset_id: Annotated[str, Path(description="A dataset's id: ds_...")], service: ServiceOf, caller: CallerOf
+) -> Dataset:
     return service.datasets.get(dataset_id, caller.sees)
 
 
-def _checkpoint(checkpoint_id: str, service: ServiceOf, caller: CallerOf) -> Checkpoint:
+def _checkpoint(
+    checkpoint_id: Annotated[str, Path(description="A checkpoint's id: ckpt_...")], service: ServiceOf, caller: CallerOf
+) -> Checkpoint:
     return service.checkpoints.get(checkpoint_id, caller.sees)
 
 
-def _webhook(webhook_id: str, service: ServiceOf, caller: CallerOf) -> Webhook:
+def _webhook(
+    webhook_id: Annotated[str, Path(description="A webhook's id: wh_...")], service: ServiceOf, caller: CallerOf
+) -> Webhook:
     return service.webhooks.get(webhook_id, caller.sees)
 
 

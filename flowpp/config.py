@@ -1,9 +1,11 @@
 """Hyperparameters, declared once: constructor argument, checkpoint content, HTTP schema and preset."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model, model_validator
+from pydantic.fields import FieldInfo
 
 Stage = Annotated[str, StringConstraints(pattern=r"^(squeeze|(columns|channels) x[1-9][0-9]?)$")]
 """One stage of a flow: `squeeze`, or n couplings on a split, as `columns x4` or `channels x2`."""
@@ -119,7 +121,9 @@ class ModelConfig(Frozen):
         max_length=16,
         description="Stages of the main flow, from the image on.",
     )
-    dequantizer: DequantizerConfig = DequantizerConfig()
+    dequantizer: DequantizerConfig = Field(
+        DequantizerConfig(), description="How the discrete image becomes continuous."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -281,17 +285,31 @@ SHAPE_FIELDS = frozenset({"height", "width", "channels"})
 def _overrides(name: str, declared: type[Frozen], **instead: Any) -> type[Frozen]:
     """A closed model with every field of `declared` optional, bounds and descriptions kept, or as in `instead`."""
     fields: dict[str, Any] = {
-        field: (Annotated[(info.annotation, Field(description=info.description), *info.metadata)] | None, None)
+        field: (_bounded(info) | None, Field(None, description=f"{info.description}{_default_of(info)}"))
         for field, info in declared.model_fields.items()
-        if field not in SHAPE_FIELDS
+        if field not in SHAPE_FIELDS | instead.keys()
     }
     return create_model(name, __base__=Frozen, __doc__=declared.__doc__, **{**fields, **instead})
+
+
+def _bounded(info: FieldInfo) -> Any:
+    """The type of a field with its bounds. A description in here would describe a part of the union with None."""
+    return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+
+
+def _default_of(info: FieldInfo) -> str:
+    if info.default is None:  # the description says what happens then
+        return ""
+    default = info.default if isinstance(info.default, str) else json.dumps(info.default)
+    return f" Default: the preset's, which is {default} if the preset does not say otherwise."
 
 
 DequantizerOverrides = _overrides("DequantizerOverrides", DequantizerConfig)
 
 ModelOverrides = _overrides(
-    "ModelOverrides", ModelConfig, dequantizer=(DequantizerOverrides | None, Field(None, description="Likewise."))
+    "ModelOverrides",
+    ModelConfig,
+    dequantizer=(DequantizerOverrides | None, Field(None, description="What to change of the dequantizer.")),
 )
 """What a user may change of a preset's model; the image shape comes from the dataset."""
 

@@ -13,10 +13,10 @@ from redis import Redis
 
 from flowpp.config import Shape
 from flowpp.data import IMAGES, ImageSet
-from worker.artifacts import ArtifactStore, delete_directory, no_check
+from worker.artifacts import ArtifactStore, DamagedArtifact, delete_directory, no_check
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound
+from worker.refusals import Conflict, NotFound, not_found
 from worker.transitions import Transitions
 
 _IMAGES = "image_set"  # the image set's directory within the stored one, since both have a manifest.json
@@ -78,11 +78,26 @@ class Datasets:
             raise
         return dataset
 
+    def same(self, image_set: ImageSet, owner: str = LOCAL, claim: str = "") -> Dataset | None:
+        """Returns the dataset of `owner` with the content of an image set, or None if there is none that is whole.
+
+        The content is shape, split and pixels. The dataset is noted for an idempotency key. Raises `StoreUnavailable`.
+        """
+        dataset_id = self._redis.hget(f"flowpp:contents:{owner}", image_set.sha256)
+        found = self._load([dataset_id]) if dataset_id else []
+        if not found:
+            return None
+        try:
+            self._store.verify(f"datasets/{dataset_id}")  # who uploads again may want to replace a damaged one
+        except (NotFound, DamagedArtifact):
+            return None
+        return found[0] if self._scripts.reuse("dataset", dataset_id, claim) else None
+
     def get(self, dataset_id: str, owner: str | None = None) -> Dataset:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([dataset_id])
         if not found or owner not in (None, found[0].owner):
-            raise _not_found(dataset_id)
+            raise not_found("dataset", dataset_id)
         return found[0]
 
     def page(
@@ -94,13 +109,13 @@ class Datasets:
                 self._redis, index_of("datasets", owner), self._load, after=after, limit=limit, order=order
             )
         except KeyError as error:
-            raise _not_found(str(after)) from error
+            raise not_found("dataset", str(after)) from error
 
     def delete(self, dataset_id: str) -> None:
         """Raises `NotFound`, and `Conflict` while a job that has not finished uses it."""
         answer = self._scripts.unregister("dataset", dataset_id)
         if answer == "missing":
-            raise _not_found(dataset_id)
+            raise not_found("dataset", dataset_id)
         if answer == "in_use":
             raise Conflict("in_use", f"dataset {dataset_id} is used by a job that has not finished")
         self._store.delete(f"datasets/{dataset_id}")
@@ -128,7 +143,3 @@ class Datasets:
     def _load(self, ids: Sequence[str]) -> list[Dataset]:
         records = self._redis.mget([f"flowpp:dataset:{dataset_id}" for dataset_id in ids])
         return [Dataset.model_validate_json(record) for record in records if record]
-
-
-def _not_found(dataset_id: str) -> NotFound:
-    return NotFound("dataset_not_found", f"there is no dataset {dataset_id}")

@@ -14,7 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 from worker.connection import UNREACHABLE, options_in_a_loop
 from worker.jobs import TERMINAL, Job, StaleAttempt
 from worker.paging import Order, Page
-from worker.refusals import Invalid, NotFound
+from worker.refusals import Invalid, not_found
 from worker.transitions import Transitions, job_key, load_script
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Events:
             last = after or "0-0"
             _check_id(last)
             if not await redis.exists(job_key(job_id)):
-                raise NotFound("job_not_found", f"there is no job {job_id}")
+                raise not_found("job", job_id)
             while True:
                 try:
                     status = await redis.hget(job_key(job_id), "status")
@@ -150,7 +150,7 @@ class Events:
         if after is not None:
             _check_id(after)
         if not self._redis.exists(job_key(job_id)):
-            raise NotFound("job_not_found", f"there is no job {job_id}")
+            raise not_found("job", job_id)
 
 
 def _key(job_id: str) -> str:

@@ -25,7 +25,7 @@ from worker.connection import redis_time
 from worker.job_lists import lists
 from worker.owners import LOCAL
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound, OverQuota, QueueFull, Refusal
+from worker.refusals import Conflict, OverQuota, QueueFull, Refusal, not_found
 from worker.transitions import RESULT_TTL_SECONDS, Transitions, job_key
 from worker.transitions import JobStatus as JobStatus
 from worker.transitions import JobType as JobType
@@ -232,7 +232,7 @@ class Jobs:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         [job] = self.find([job_id])
         if job is None or owner not in (None, job.owner):
-            raise _not_found(job_id)
+            raise not_found("job", job_id)
         return job
 
     def find(self, ids: Sequence[str]) -> list[Job | None]:
@@ -281,7 +281,7 @@ class Jobs:
                 order=order,
             )
         except KeyError as error:
-            raise _not_found(str(after)) from error
+            raise not_found("job", str(after)) from error
 
     def cancel(self, job_id: str) -> Job:
         """Queued and paused jobs are cancelled at once, running ones cancelling. Raises `NotFound`, `Conflict`."""
@@ -410,7 +410,7 @@ class Jobs:
     def _answer(self, transition: str, job_id: str) -> str:
         status = self._scripts.ask(transition, job_id)
         if status == "missing":
-            raise _not_found(job_id)
+            raise not_found("job", job_id)
         if status.startswith("refused"):
             raise _refusal(transition, job_id, status.removeprefix("refused "))
         return status
@@ -427,8 +427,7 @@ def _why_not(answer: str, submission: Submission) -> Refusal:
     if answer == "quota":
         most = submission.max_jobs
         return OverQuota(f"{new.owner} has {most} jobs that have not finished, and may not have more at a time")
-    code = "dataset_not_found" if answer.startswith("ds_") else "checkpoint_not_found"
-    return NotFound(code, f"there is no {code.removesuffix('_not_found')} {answer}")
+    return not_found("dataset" if answer.startswith("ds_") else "checkpoint", answer)
 
 
 _JSON = ("request", "plan", "metadata", "progress", "result", "error")
@@ -467,10 +466,6 @@ def _current(job: Job, status: str | None) -> Any:
     if not status:
         raise StaleAttempt(f"attempt {job.attempt} of job {job.id} is not the current one")
     return status
-
-
-def _not_found(job_id: str) -> NotFound:
-    return NotFound("job_not_found", f"there is no job {job_id}")
 
 
 def _refusal(transition: str, job_id: str, status: str) -> Conflict:

@@ -17,7 +17,7 @@ from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.jobs import Job, StaleAttempt
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
-from worker.refusals import Conflict, NotFound
+from worker.refusals import Conflict, check_kind, not_found
 from worker.transitions import Transitions, job_key
 
 _MOST_KNOWN = 1_024
@@ -100,7 +100,7 @@ class Checkpoints:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([checkpoint_id])
         if not found or owner not in (None, found[0].owner):
-            raise _not_found(checkpoint_id)
+            raise not_found("checkpoint", checkpoint_id)
         return found[0]
 
     def page(
@@ -117,6 +117,8 @@ class Checkpoints:
         Raises `NotFound` where there is no checkpoint `after`.
         """
 
+        if job is not None:
+            check_kind("job", job)
         of_job = set() if job is None else self._redis.smembers(f"{job_key(job)}:checkpoints")
 
         def choose(ids: list[str]) -> list[str]:
@@ -133,7 +135,7 @@ class Checkpoints:
                 order=order,
             )
         except KeyError as error:
-            raise _not_found(str(after)) from error
+            raise not_found("checkpoint", str(after)) from error
 
     def of_job(self, job_id: str) -> list[Checkpoint]:
         """A job's checkpoints, by step."""
@@ -149,10 +151,12 @@ class Checkpoints:
         """
         if not model_id.startswith("job_"):
             return self._known_one(model_id, owner)
-        owner_of_job = self._redis.hget(job_key(model_id), "owner")
+        owner_of_job, job_type = self._redis.hmget(job_key(model_id), "owner", "type")
         if owner_of_job is None or owner not in (None, owner_of_job):
-            raise NotFound("job_not_found", f"there is no job {model_id}")
+            raise not_found("job", model_id)
         found = self.of_job(model_id)
+        if not found and job_type != "training":
+            raise Conflict("no_checkpoint", f"{model_id} is a {job_type} job; only training jobs have checkpoints")
         if not found:
             raise Conflict("no_checkpoint", f"job {model_id} has no checkpoint yet")
         return best(found) or found[-1]
@@ -161,12 +165,15 @@ class Checkpoints:
         """As `get`, of a record that was read before, since records do not change: each request asks for one."""
         checkpoint = self._known.get(checkpoint_id)
         if checkpoint is None:
-            checkpoint = self.get(checkpoint_id)
+            found = self._load([checkpoint_id])
+            if not found:
+                raise not_found("checkpoint", checkpoint_id, "job")
+            checkpoint = found[0]
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[checkpoint_id] = checkpoint
         if owner not in (None, checkpoint.owner):
-            raise _not_found(checkpoint_id)
+            raise not_found("checkpoint", checkpoint_id)
         return checkpoint
 
     def fetch(self, checkpoint: Checkpoint, check: Callable[[], None] = no_check) -> Path:
@@ -187,7 +194,7 @@ class Checkpoints:
         """Raises `NotFound`, and `Conflict` while a job that has not finished uses it."""
         answer = self._scripts.unregister("checkpoint", checkpoint.id, checkpoint.job or "")
         if answer == "missing":
-            raise _not_found(checkpoint.id)
+            raise not_found("checkpoint", checkpoint.id)
         if answer == "in_use":
             raise Conflict("in_use", f"checkpoint {checkpoint.id} is used by a job that has not finished")
         self.free(checkpoint)
@@ -206,7 +213,3 @@ def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     """The one of the lowest validation bits/dim among those that were validated."""
     validated = [checkpoint for checkpoint in checkpoints if "validation_bits_per_dim" in checkpoint.metrics]
     return min(validated, key=lambda checkpoint: checkpoint.metrics["validation_bits_per_dim"], default=None)
-
-
-def _not_found(checkpoint_id: str) -> NotFound:
-    return NotFound("checkpoint_not_found", f"there is no checkpoint {checkpoint_id}")

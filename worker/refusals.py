@@ -8,6 +8,13 @@ Refusal
 └── QueueFull     try again after `retry_after` seconds
 """
 
+from typing import Literal
+
+Kind = Literal["job", "dataset", "checkpoint", "webhook"]
+
+PREFIXES: dict[Kind, str] = {"job": "job_", "dataset": "ds_", "checkpoint": "ckpt_", "webhook": "wh_"}
+"""What the ids of each kind begin with."""
+
 
 class Refusal(Exception):
     """`code` is stable and snake_case; the message is a sentence for the caller."""
@@ -19,6 +26,26 @@ class Refusal(Exception):
 
 class NotFound(Refusal):
     """Codes: job_not_found, dataset_not_found, checkpoint_not_found, artifact_not_found."""
+
+
+def not_found(wanted: Kind, given: str, *also: Kind) -> NotFound:
+    """The error for an id that nothing of the kind `wanted` has; the request also takes ids of the kinds `also`.
+
+    If the id is of another kind, the message says so. That is read from the id: whether the object exists, and whose it
+    is, stays unsaid.
+    """
+    shown = given[:64]
+    for kind, prefix in PREFIXES.items():
+        if given.startswith(prefix) and kind not in (wanted, *also):
+            takes = " or ".join(f"a {each} ({PREFIXES[each]}...)" for each in (wanted, *also))
+            return NotFound(f"{wanted}_not_found", f"{shown} is a {kind}; give the id of {takes}")
+    return NotFound(f"{wanted}_not_found", f"there is no {wanted} {shown}")
+
+
+def check_kind(wanted: Kind, given: str) -> None:
+    """Raises `NotFound` if the id is of another kind than `wanted`."""
+    if not given.startswith(PREFIXES[wanted]) and given.startswith(tuple(PREFIXES.values())):
+        raise not_found(wanted, given)
 
 
 class Conflict(Refusal):

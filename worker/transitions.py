@@ -20,6 +20,7 @@ flowpp:expiring              sorted set of the ids of finished jobs by when they
 flowpp:deleting              set of the ids of jobs that shall be deleted when they have ended
 flowpp:uses:<id>             set of the ids of unfinished jobs that need a dataset or checkpoint
 flowpp:dataset:<id>, flowpp:checkpoint:<id>, flowpp:key:<id>  records (JSON), indexed as jobs are: flowpp:datasets, ...
+flowpp:contents:<owner>      hash: the id of an owner's newest dataset of each content, by its sha256
 flowpp:bytes                 hash: the bytes of each owner's datasets and checkpoints
 flowpp:changed               sorted set of the ids of jobs that are to be stored, or deleted there, by when they changed
 flowpp:recorder              whose turn it is to store them
@@ -105,6 +106,7 @@ class Transitions:
         self._reap = script("reap")
         self._cancel_due = script("cancel_due")
         self._register = script("register")
+        self._reuse = script("reuse")
         self._unregister = script("unregister")
         self._recorded = script("recorded")
         self._restore = script("restore")
@@ -198,6 +200,10 @@ class Transitions:
         """Whether the record was written: one of a job only where the attempt is current, and not beyond the `most`
         that its owner may have of the kind, if that is given."""
         return bool(self._register(args=[kind, record_id, record, job_id, attempt, claim, most]))
+
+    def reuse(self, kind: str, record_id: str, claim: str) -> bool:
+        """Returns whether the record exists; if it does, it is noted for the idempotency key of `claim`."""
+        return bool(self._reuse(args=[kind, record_id, claim]))
 
     def unregister(self, kind: str, record_id: str, job_id: str = "") -> str:
         """'deleted', 'missing' or 'in_use'."""

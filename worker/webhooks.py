@@ -30,7 +30,7 @@ from flowpp.config import Frozen
 from worker.artifacts import ArtifactStore
 from worker.owners import LOCAL, index_of
 from worker.paging import Order, Page, read_page
-from worker.refusals import NotFound, OverQuota, QueueFull
+from worker.refusals import OverQuota, QueueFull, not_found
 from worker.transitions import Transitions, load_script
 
 WebhookEvent = Literal[
@@ -168,13 +168,13 @@ class Webhooks:
         """What `create` has answered, for whoever sends that request again. Raises `NotFound`."""
         for record, state in self._records([webhook_id]):
             return _shown_once(record, state)
-        raise _not_found(webhook_id)
+        raise not_found("webhook", webhook_id)
 
     def get(self, webhook_id: str, owner: str | None = None) -> Webhook:
         """Raises `NotFound`, also for what is not of `owner`, if one is given."""
         found = self._load([webhook_id])
         if not found or owner not in (None, found[0].owner):
-            raise _not_found(webhook_id)
+            raise not_found("webhook", webhook_id)
         return found[0]
 
     def page(
@@ -186,12 +186,12 @@ class Webhooks:
                 self._redis, index_of("webhooks", owner), self._load, after=after, limit=limit, order=order
             )
         except KeyError as error:
-            raise _not_found(str(after)) from error
+            raise not_found("webhook", str(after)) from error
 
     def delete(self, webhook_id: str) -> None:
         """Removes it with its deliveries. Raises `NotFound`."""
         if self._delete(args=[webhook_id]) == "missing":
-            raise _not_found(webhook_id)
+            raise not_found("webhook", webhook_id)
         self._store.delete(f"webhooks/{webhook_id}")
 
     def ping(self, webhook_id: str) -> Delivery:
@@ -199,7 +199,7 @@ class Webhooks:
         delivery = f"dlv_{secrets.token_hex(12)}"
         answer = self._ping(args=[webhook_id, delivery, json.dumps({"webhook": webhook_id})])
         if answer == "missing":
-            raise _not_found(webhook_id)
+            raise not_found("webhook", webhook_id)
         if answer == "full":
             raise QueueFull(f"too many deliveries to webhook {webhook_id} wait already; try again later", 60)
         return Delivery(id=delivery, type="ping", created_at=time.time(), status="pending", attempts=0)
@@ -263,7 +263,3 @@ def _attempt(delivery_id: str, number: int, type: str, created_at: str, data: st
     timestamp = datetime.fromtimestamp(float(created_at), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body = json.dumps({"type": type, "timestamp": timestamp, "data": json.loads(data)}, separators=(",", ":"))
     return Attempt(delivery_id, number, type, body, webhook.url, webhook.secret, webhook.id)
-
-
-def _not_found(webhook_id: str) -> NotFound:
-    return NotFound("webhook_not_found", f"there is no webhook {webhook_id[:64]}")

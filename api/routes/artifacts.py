@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from api.dependencies import JobOf, ServiceOf
@@ -90,7 +90,13 @@ def artifacts(job: JobOf, service: ServiceOf) -> ListOf[Artifact]:
 
 
 @router.get("/{job_id}/artifacts/{name:path}", response_class=Response, responses=FILE)  # type: ignore[arg-type]
-def artifact(request: Request, name: str, job: JobOf, service: ServiceOf, conditions: ConditionsOf) -> Response:
+def artifact(
+    request: Request,
+    name: Annotated[str, Path(description="One of the names that the list of artifacts has.")],
+    job: JobOf,
+    service: ServiceOf,
+    conditions: ConditionsOf,
+) -> Response:
     """Fetch one file. Its ETag is its sha256; parts are served, and conditions heard.
 
     Of a file that was damaged in the store nothing is sent, or of a large one not the end.

@@ -62,9 +62,17 @@ SHEET: dict[int | str, dict[str, Any]] = {
 SHEET_IMAGES = 64
 
 
-@router.post("", status_code=201, openapi_extra=FORM)
+SAME: dict[int | str, dict[str, Any]] = {
+    200: {"model": Dataset, "description": "You have a dataset of these images already: nothing was stored again."}
+}
+
+
+@router.post("", status_code=201, openapi_extra=FORM, responses=SAME)
 async def upload(creation: CreationOf) -> Dataset:
-    """Upload images. They are decoded and checked before this answers."""
+    """Upload images. They are decoded and checked before this answers.
+
+    Images, with their split, that you have in a dataset already give that dataset (200), under the name it has.
+    """
     settings = creation.service.settings
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
     async with (
@@ -93,6 +101,9 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
             limits=service.settings.dataset_limits,
             test_as_validation=test_as_validation == "true",
         )
+        if same := service.datasets.same(image_set, creation.caller.owner, claim):
+            creation.response.status_code = 200
+            return same
         return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 
 

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from api.client import Client, Job
 from api.stack import Stack
 from examples import photographs
 from flowpp import FlowPP
+from tests.api.served import finish_all, populate
 from tests.waiting import PATIENCE_SECONDS, until
 from worker.models import Checkpoint
 from worker.redis_server import HOST, RedisServer, free_port
@@ -150,6 +152,35 @@ def lasting_http(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iter
     directory = tmp_path_factory.mktemp("lasting")
     with RedisServer(directory / "redis") as server, serve(low_limits(server, directory)) as client:
         yield client
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A client of an API that has some of everything, all jobs finished, and ids of it by the names of parameters."""
+
+    client: httpx.Client
+    ids: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def filled(serve: Serve, saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    directory = tmp_path_factory.mktemp("filled")
+    with RedisServer(directory / "redis") as server:
+        settings = low_limits(server, directory).model_copy(update={"max_queued_inference": 1_000_000})
+        with Service(settings) as service:
+            ids = populate(service, saved_model, directory)
+            done = threading.Event()
+            worker = threading.Thread(target=finish_all, args=(service, done))
+            worker.start()
+            try:
+                with serve(settings) as client:
+                    for job_id in ids["job_id"]:
+                        while client.get(f"/v1/jobs/{job_id}").json()["status"] != "succeeded":
+                            assert worker.is_alive()
+                    yield Filled(client, ids)
+            finally:
+                done.set()
+                worker.join()
 
 
 @pytest.fixture(scope="session")

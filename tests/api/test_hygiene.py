@@ -146,7 +146,11 @@ def queued(service: Service, **files: bytes) -> str:
 
 
 def test_other_methods_are_refused_with_those_that_there_are(http: httpx.Client) -> None:
-    for path, allowed in (("/v1/jobs/job_0", "DELETE, GET"), ("/v1/datasets", "GET, POST"), ("/v1/presets", "GET")):
+    for path, allowed in (
+        ("/v1/jobs/job_0", "DELETE, GET, HEAD"),
+        ("/v1/datasets", "GET, HEAD, POST"),
+        ("/v1/presets", "GET, HEAD"),
+    ):
         response = http.request("PATCH", path)
         assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
         assert response.headers["allow"] == allowed

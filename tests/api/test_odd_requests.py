@@ -2,8 +2,6 @@
 
 import json
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,10 +12,8 @@ from hypothesis import strategies as st
 
 from flowpp.config import DequantizerConfig, ModelConfig, TrainingConfig
 from flowpp.data import encode_png
-from tests.api.conftest import Serve, low_limits
-from tests.api.served import finish_all, populate
+from tests.api.conftest import Filled, Serve, low_limits
 from worker.redis_server import RedisServer
-from worker.service import Service
 
 PNG = encode_png(np.zeros((32, 32, 3), np.uint8))
 FORM = b"multipart/form-data; boundary=B"
@@ -73,24 +69,8 @@ class Odd:
 
 
 @pytest.fixture(scope="module")
-def odd(serve: Serve, saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Odd]:
-    directory = tmp_path_factory.mktemp("odd")
-    with RedisServer(directory / "redis") as server:
-        limits = low_limits(server, directory).model_copy(update={"max_queued_inference": 1_000_000})
-        with Service(limits) as service:
-            ids = populate(service, saved_model, directory)
-            done = threading.Event()
-            worker = threading.Thread(target=finish_all, args=(service, done))
-            worker.start()
-            try:
-                with serve(limits) as client:
-                    for job_id in ids["job_id"]:
-                        while client.get(f"/v1/jobs/{job_id}").json()["status"] != "succeeded":
-                            assert worker.is_alive()
-                    yield Odd(client.base_url.port or 0, ids)
-            finally:
-                done.set()
-                worker.join()
+def odd(filled: Filled) -> Odd:
+    return Odd(filled.client.base_url.port or 0, filled.ids)
 
 
 ODD = [
@@ -185,7 +165,8 @@ def test_no_path_is_answered_by_500(part: bytes, odd: Odd) -> None:
 VALUES = [
     '"\\ud800"', '"\\u0000"', '"\\ud83d\\ude00"', "1e400", "-1e400", "NaN", "-Infinity", "9" * 4_000, "9" * 5_000,
     "1.5", "-1", "1e3", "1e-400", "true", "null", "[]", "{}", '""', '"\uff11"', '"' + "x" * 100 + '"',
-    '{"a": "\\ud800"}', '{"\\ud800": "a"}', '{"a": "\\u0000"}', '{"": "a"}', '["\\ud800"]', "[1, 2, 3]", "18446744073709551616",
+    '{"a": "\\ud800"}', '{"\\ud800": "a"}', '{"a": "\\u0000"}', '{"": "a"}', '["\\ud800"]', "[1, 2, 3]",
+    "18446744073709551616",
     "[" * 900 + "]" * 900, '{"step": 1e308}', '{"a": 1, "a": 1}',
 ]  # fmt: skip
 

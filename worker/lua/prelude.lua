@@ -152,12 +152,16 @@ end
 
 local function owner_of(record) return record.owner or 'local' end
 
+-- The newest dataset of each content that an owner has.
+local function contents_of(owner) return 'flowpp:contents:' .. owner end
+
 -- Indices of datasets, checkpoints and keys, and what they take of their owner's quota.
 local function index(kind, id, record, sequence)
   local list = 'flowpp:' .. kind .. 's'
   redis.call('ZADD', list, sequence, id)
   redis.call('ZADD', list .. ':owner:' .. owner_of(record), sequence, id)
   if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), record.bytes) end
+  if kind == 'dataset' then redis.call('HSET', contents_of(owner_of(record)), record.sha256, id) end
 end
 
 -- Removes such a record with its indices; whether there was one.
@@ -169,6 +173,10 @@ local function remove(kind, id)
   redis.call('ZREM', list, id)
   redis.call('ZREM', list .. ':owner:' .. owner_of(record), id)
   if record.bytes then redis.call('HINCRBY', 'flowpp:bytes', owner_of(record), -record.bytes) end
+  local contents = contents_of(owner_of(record))
+  if kind == 'dataset' and redis.call('HGET', contents, record.sha256) == id then
+    redis.call('HDEL', contents, record.sha256)
+  end
   return true
 end
 
