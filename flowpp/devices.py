@@ -16,7 +16,15 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {wanted}: torch finds no CUDA device on this machine; use cpu")
-    return torch.device("cuda", torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"device {wanted}: torch knows no such device; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from torch.nn.functional import conv2d, linear
 from flowpp import cpu_kernels, triton_kernels
 from flowpp.cpu_kernels import Drop, channels_last
 from flowpp.native import kernels
+from flowpp.precision import exact_backward
 
 
 class Fusing:
@@ -102,6 +103,7 @@ class _EluConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
@@ -124,6 +126,7 @@ class _TileConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -151,6 +154,7 @@ class _GateNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return cpu_kernels.gate_norm_backward(grad, *ctx.saved_tensors)
 
@@ -166,6 +170,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, out, log_sums = ctx.saved_tensors
         return cpu_kernels.attention_backward(grad, qkv, out, log_sums, ctx.drop), None, None
@@ -180,6 +185,7 @@ class _Couple(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_y: Tensor, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
         x, h = ctx.saved_tensors
         backend = triton_kernels if x.is_cuda else cpu_kernels

@@ -20,6 +20,7 @@ from flowpp.decoration import decoration
 from flowpp.durable import replace_file
 from flowpp.lanes import side_by_side
 from flowpp.model import FlowPP
+from flowpp.precision import without_autocast
 from flowpp.seeds import seed_of
 
 BATCH_SIZE = 64
@@ -270,7 +271,7 @@ def gradients(model: FlowPP, images: np.ndarray, seed: int = 0) -> Iterator[np.n
 def _gradient(model: FlowPP, images: Tensor, noise: Tensor) -> Tensor:
     with torch.no_grad():
         v = model.dequantize(images, noise)
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(v.device):
         (gradient,) = torch.autograd.grad(model.log_density(v.requires_grad_()).sum(), v)
     check_finite("the gradients", gradient)
     return gradient

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
+from flowpp.precision import exact_backward
+
 LOG_SCALE_FLOOR = -7.0
 """Lower bound on the log-scales (authors)."""
 
@@ -59,6 +61,7 @@ class _MixtureLogit(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_u: Tensor, grad_log_derivative: Tensor) -> tuple[Tensor | None, ...]:
         x, logits, means, log_scales = ctx.saved_tensors
         dim = ctx.dim

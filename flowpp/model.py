@@ -28,6 +28,7 @@ from flowpp.devices import resolve_device
 from flowpp.dropout import Dropout, dropping
 from flowpp.fused import Fusing
 from flowpp.initialization import check_images, initializing
+from flowpp.precision import without_autocast
 from flowpp.presets import find_preset
 from flowpp.replay import Pass, Replays
 from flowpp.transforms import (
@@ -134,14 +135,11 @@ Result = TypeVar("Result")
 def in_own_precision(
     method: Callable[Concatenate["FlowPP", Arguments], Result],
 ) -> Callable[Concatenate["FlowPP", Arguments], Result]:
-    """`method` without the caller's `torch.autocast`, which would round mixtures and log-determinants to 8 bits.
-
-    `FlowPP.economize(bfloat16=True)` reduces the precision of those layers that tolerate it.
-    """
+    """`method` of a model without the autocast that its caller may be in."""
 
     @wraps(method)
     def computed(model: "FlowPP", *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
-        with torch.autocast(model.parameter.device.type, enabled=False):
+        with without_autocast(model.parameter.device):
             return method(model, *arguments, **options)
 
     return computed
@@ -414,8 +412,9 @@ class FlowPP(nn.Module):
         latents = self._floating("latents", latents, self.config.latent_shape)
         check_finite("the latents", latents)
         with torch.set_grad_enabled(continuous and torch.is_grad_enabled()):
-            (v,) = self._pass("decode", lambda latents: self.flow.inverse(latents)[:1], latents)
+            v, log_det = self._pass("decode", self.flow.inverse, latents)
         check_finite("the decoded values", v)
+        check_finite("the log-determinants", log_det)  # of infinite weights when they clip v to a finite number
         return v if continuous else v.floor().clamp(0, self.config.levels - 1).to(torch.uint8)
 
     def sample(self, n: int, temperature: float = 1.0, seed: int | None = None, *, continuous: bool = False) -> Tensor:

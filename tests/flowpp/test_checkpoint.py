@@ -4,7 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,11 @@ from flowpp.checkpoint import (
     verify,
 )
 from flowpp.data import ImageSet
+from flowpp.learner import Learner
 from flowpp.likelihood import Likelihood, likelihood, to_symbols
 from flowpp.model import FlowPP
+from flowpp.presets import PRESETS, resolve_model
+from flowpp.processes import Processes
 from flowpp.seeds import Stream, seed_of
 from flowpp.weights import write_checkpoint
 
@@ -106,6 +110,120 @@ def test_the_moving_average_is_what_a_checkpoint_loads(checkpoint: Path) -> None
     last = load_file(checkpoint / MODEL)
     assert all(torch.equal(weights[name], average[name]) for name in average)
     assert not all(torch.equal(last[name], average[name]) for name in average)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@contextmanager
+def surrounded(default: torch.dtype, device: str) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("default", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_saved_is_loaded_in_its_dtype_under_any_default(
+    checkpoint: Path, tmp_path: Path, dtype: torch.dtype, default: torch.dtype, device: str
+) -> None:
+    model = FlowPP.load(checkpoint).to(dtype)
+    with surrounded(default, device):
+        model.save(tmp_path / "saved")
+        again = FlowPP.load(tmp_path / "saved")
+    expected = model.state_dict()
+    for name, value in again.state_dict().items():
+        assert (value.dtype, value.device.type) == (dtype, "cpu")
+        assert torch.equal(value, expected[name])
+    if dtype in (torch.float32, torch.float64):
+        assert torch.equal(again.sample(2, seed=1), model.sample(2, seed=1))
+    else:
+        with pytest.raises(ValueError, match=r"convert the model by model.float\(\)"):
+            again.sample(2, seed=1)
+        assert torch.equal(again.float().sample(2, seed=1), model.float().sample(2, seed=1))
+
+
+@pytest.mark.parametrize("default", DTYPES)
+def test_a_model_made_under_another_default_is_loaded_under_ours(tmp_path: Path, default: torch.dtype) -> None:
+    with surrounded(default, "cpu"):
+        FlowPP("tiny").save(tmp_path / "saved")
+    assert {value.dtype for value in FlowPP.load(tmp_path / "saved").state_dict().values()} == {default}
+
+
+def test_a_float64_model_scores_the_same_after_it_was_saved(checkpoint: Path, tmp_path: Path) -> None:
+    model = FlowPP.load(checkpoint).double()
+    model.save(tmp_path / "saved")
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    noise = model.draw_noise(3)
+    assert torch.equal(
+        FlowPP.load(tmp_path / "saved").log_prob(images, noise=noise), model.log_prob(images, noise=noise)
+    )
+
+
+@pytest.mark.parametrize("part", ["flow", "dequantizer"])
+def test_a_model_of_two_dtypes_is_not_saved(checkpoint: Path, tmp_path: Path, part: str) -> None:
+    model = FlowPP.load(checkpoint)
+    getattr(model, part).double()
+    with pytest.raises(ValueError, match="all weights have one dtype"):
+        model.save(tmp_path / "saved")
+    assert not list(tmp_path.glob("*saved*"))
+
+
+def test_a_model_without_values_is_not_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = FlowPP("tiny")
+    with pytest.raises(ValueError, match="meta device"):
+        model.save(tmp_path / "saved")
+    assert not list(tmp_path.glob("*saved*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_that_are_not_floating_point_are_refused(checkpoint: Path, dtype: torch.dtype) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: value.to(dtype) for name, value in tensors.items()})
+
+    change_tensors(checkpoint, change)
+    with pytest.raises(BadCheckpoint, match=f"ema.safetensors .*{dtype}.*floating-point"):
+        FlowPP.load(checkpoint)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_resumed_run_has_the_dtype_of_its_files(
+    image_set: ImageSet, tmp_path: Path, dtype: torch.dtype, default: torch.dtype
+) -> None:
+    """Weights, average and optimizer; and it goes on as the run would have done."""
+    recipe, processes = PRESETS["tiny"].training, Processes(0, 1, torch.device("cpu"))
+    model = resolve_model("tiny", {"dropout": 0.1}, image_set.shape)
+    with surrounded(dtype, "cpu"):
+        learner = Learner(model, recipe, processes)
+        images = to_symbols(image_set.training[:8], learner.model)
+        learner.initialize(images)
+        learner.take_step(images)
+        learner.save(tmp_path / "saved", metrics={}, unlogged={}, dataset_sha256="0" * 64)
+        learner.take_step(images)
+    with surrounded(default, "cpu"):
+        resumed = Learner(model, recipe, processes)
+        resumed.load(tmp_path / "saved")
+        resumed.take_step(images)
+    for module, other in ((resumed.model, learner.model), (resumed.ema, learner.ema)):
+        for name, value in module.state_dict().items():
+            assert value.dtype == dtype
+            assert torch.equal(value, other.state_dict()[name])
+
+
+def test_a_warm_start_keeps_the_dtype_of_the_run(image_set: ImageSet, checkpoint: Path, tmp_path: Path) -> None:
+    FlowPP.load(checkpoint).double().save(tmp_path / "double")
+    model = resolve_model("tiny", {"dropout": 0.1}, image_set.shape)
+    learner = Learner(model, PRESETS["tiny"].training, Processes(0, 1, torch.device("cpu")))
+    learner.start_from(tmp_path / "double")
+    expected = FlowPP.load(checkpoint).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in learner.ema.state_dict().items())
 
 
 def test_loading_draws_no_random_numbers(checkpoint: Path) -> None:

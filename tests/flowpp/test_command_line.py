@@ -1,6 +1,7 @@
 """The command line: the whole way from images to samples, stops on signals, and a sentence for bad input."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -310,3 +311,24 @@ def test_a_run_whose_configuration_does_not_hold_fails_with_a_result(
         result = read_result(directory)
         assert (result["status"], result["code"]) == ("failed", code)
         assert sentence in result["message"]
+
+
+def test_a_diverged_model_ends_commands_with_a_sentence(
+    tmp_path: Path, finished_run: Path, images_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = FlowPP.load(finished_run / "checkpoints" / "step-00000020").requires_grad_(False)
+    next(model.flow.parameters()).fill_(math.nan)
+    broken = tmp_path / "broken"
+    model.save(broken)
+    for command, output in (
+        (("likelihood", broken, "--images", images_file), "scores"),
+        (("sample", broken, "-n", 2), "samples"),
+        (("encode", broken, "--images", images_file), "latents.npz"),
+        (("gradient", broken, "--images", images_file), "gradient"),
+    ):
+        assert run(*command, "--output", tmp_path / output) == 1
+        said = capfd.readouterr().err
+        assert "not finite (NaN or infinite): the model has diverged" in said
+        assert "Traceback" not in said
+    assert json.loads((tmp_path / "scores" / "likelihood.json").read_text())["bits_per_dim"] is None
+    assert not (tmp_path / "samples").exists()

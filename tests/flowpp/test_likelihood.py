@@ -1,5 +1,6 @@
 """Likelihoods of image sets: the model's own numbers, whatever the batches."""
 
+import copy
 import csv
 import json
 import math
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from flowpp.arguments import NotFinite
 from flowpp.config import ModelConfig
 from flowpp.data import BadImages, ImageSet
-from flowpp.likelihood import Likelihood, bits_maps, estimate, gradients, likelihood, to_symbols
+from flowpp.likelihood import COLUMNS, Likelihood, bits_maps, estimate, gradients, likelihood, to_symbols
 from flowpp.model import FlowPP, WeightTerms
 from flowpp.presets import PRESETS
 from flowpp.seeds import seed_of
@@ -200,3 +202,45 @@ def test_the_gradient_is_that_of_log_density_by_differences(model: FlowPP, image
             step[0, c, h, w] = 1e-5
             difference = (model.log_density(v + step) - model.log_density(v - step)).item() / 2e-5
             assert found[0, h, w, c] == pytest.approx(difference, rel=1e-4, abs=1e-6)
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+@pytest.mark.parametrize("importance_samples", [1, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("share", [1, 3])
+def test_likelihoods_that_are_not_finite_are_null_in_the_files(
+    tmp_path: Path, value: float, importance_samples: int, share: int
+) -> None:
+    """Of all three images, or of the first one."""
+    estimates = np.full((3, 6), -100.0)
+    estimates[:, COLUMNS.index("effective_sample_size")] = 1
+    estimates[:, COLUMNS.index("standard_error")] = 0.1 if importance_samples > 1 else math.nan
+    estimates[:share] = value
+    scored = Likelihood(estimates, 192, importance_samples, 0)
+    with pytest.raises(NotFinite, match=f"{share} of 3 images are not finite"):
+        scored.check_finite()
+    scored.write(tmp_path, ["a", "b", "c"])
+    summary = json.loads((tmp_path / "likelihood.json").read_text(), parse_constant=refuse)
+    assert (summary["bits_per_dim"], summary["log_likelihood"], summary["split"]["prior"]) == (None, None, None)
+    assert summary["num_images"] == 3
+    rows = list(csv.DictReader((tmp_path / "likelihood.csv").open()))
+    assert [row["log_likelihood"] for row in rows] == [""] * share + ["-100.0"] * (3 - share)
+    assert json.loads(json.dumps(list(scored.rows(["a", "b", "c"]))), parse_constant=refuse)[0]["bits_per_dim"] is None
+
+
+def test_a_diverged_model_scores_nan_and_says_so(model: FlowPP, images: np.ndarray) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.flow.parameters()).fill_(math.nan)
+    estimates = np.concatenate(list(likelihood(broken, images)))
+    with pytest.raises(NotFinite, match="are not finite .*: the model has diverged"):
+        Likelihood(estimates, 192, 1, 0).check_finite()
+    Likelihood(
+        np.concatenate(list(likelihood(model, images))), 192, 1, 0
+    ).check_finite()  # a NaN standard error is none
+    for broken_maps in (bits_maps(broken, images), gradients(broken, images)):
+        with pytest.raises(NotFinite):
+            list(broken_maps)

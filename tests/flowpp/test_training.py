@@ -244,6 +244,61 @@ def test_a_run_directory_is_one_run(
         next(iter(train(tmp_path, model=model)))
 
 
+FEW: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, int], str]] = {
+    "one image": (lambda images: images[:1], {}, "1 training images are too few; a new model needs at least 4"),
+    "three images": (lambda images: images[:3], {}, "3 training images are too few; a new model needs at least 4"),
+    "a small first batch": (lambda images: images, {"init_batch_size": 3}, r"init_batch_size \(3\) is too small"),
+    "one image many times": (lambda images: images[:1].repeat(20, 0), {}, "1 of them different; .* at least 4"),
+    "black images": (np.zeros_like, {}, "1 of them different; .* at least 4 different images"),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_too_few_images_are_a_bad_dataset_with_the_number_needed(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig, name: str
+) -> None:
+    few, changes, sentence = FEW[name]
+    np.save(tmp_path / "few.npy", few(image_set.images))
+    images = build_image_set(tmp_path / "few.npy", tmp_path / "set", 0.0)
+    with pytest.raises(TrainingError, match=sentence) as caught:
+        list(train(tmp_path / "run", model=model, training=recipe(**changes), images=images))
+    assert caught.value.code == "bad_dataset"
+
+
+def test_a_warm_start_goes_on_with_one_image(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig, finished_run: Path
+) -> None:
+    np.save(tmp_path / "one.npy", image_set.images[:1])
+    one = build_image_set(tmp_path / "one.npy", tmp_path / "set", 0.0)
+    origin = finished_run / "checkpoints" / "step-00000020"
+    settings = recipe(steps=2, batch_size=1)
+    events = list(train(tmp_path / "run", model=model, training=settings, images=one, resume_from=origin))
+    assert events[-1].metrics["train_bits_per_dim"] < 16
+
+
+def test_samples_that_are_not_finite_are_noted_and_end_no_run(
+    tmp_path: Path, image_set: ImageSet, model: ModelConfig
+) -> None:
+    """The average is damaged in a checkpoint, and no evaluation is due before the samples are."""
+    settings = recipe(sample_every=5, evaluation_every=20, checkpoint_every=3)
+    for event in train(tmp_path, model=model, training=settings, images=image_set):
+        if event.step == 4:
+            break
+    checkpoint = tmp_path / "checkpoints" / "step-00000003"
+    average = {name: torch.full_like(value, math.nan) for name, value in load_file(checkpoint / EMA).items()}
+    save_file(average, checkpoint / EMA)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][EMA] = describe_file(checkpoint / EMA).model_dump()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    notes = {}
+    for event in train(tmp_path):
+        notes[event.step] = event.note
+        if event.step == 6:
+            break
+    assert notes[5] == "no samples at step 5: the model decodes to numbers that are not finite"
+    assert not list(tmp_path.glob("samples/*"))
+
+
 def test_images_that_do_not_fit_are_a_bad_dataset(
     tmp_path: Path, image_set: ImageSet, finished_run: Path, model: ModelConfig
 ) -> None:

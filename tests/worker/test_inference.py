@@ -379,3 +379,39 @@ def test_a_request_that_fails_is_a_failed_attempt(
     assert (attempt.failed, batch.failed) == (True, True)
     assert attempt.attributes["flowpp.job.outcome"] == "failed"
     assert (attempt.parent, batch.parent) == ("", attempt.id), "who submitted it was not seen in traces"
+
+
+@pytest.fixture
+def diverged(service: Service, saved: Path, tmp_path: Path) -> Checkpoint:
+    """A model whose weights are NaN, as after a training that diverged."""
+    import torch
+
+    model = FlowPP.load(saved)
+    with torch.no_grad():
+        next(model.flow.parameters()).fill_(float("nan"))
+    model.save(tmp_path / "diverged")
+    return service.checkpoints.register(tmp_path / "diverged")
+
+
+def test_jobs_of_a_diverged_model_fail_as_not_finite_and_others_do_not(
+    service: Service, checkpoint: Checkpoint, diverged: Checkpoint, worker: Inference
+) -> None:
+    failing = [
+        score(service, diverged, 2),
+        score(service, diverged, 40),
+        score(service, diverged, 2, importance_samples=3),
+        submit_one(service, prepare_sampling(service, SamplingRequest(model=diverged.id, num_samples=3))),
+        submit_one(
+            service,
+            prepare_sampling(service, SamplingRequest(model=diverged.id, num_samples=3), images(2)),
+        ),
+    ]
+    fine = score(service, checkpoint, 2)
+    worker.drain()
+    for job in failing:
+        ended = service.jobs.get(job.id)
+        assert (ended.status, ended.result) == ("failed", None)
+        assert ended.error is not None
+        assert ended.error.code == "not_finite"
+        assert "not finite (NaN or infinite): the model has diverged" in ended.error.message
+    assert service.jobs.get(fine.id).status == "succeeded"

@@ -1,0 +1,28 @@
+"""Precision: what computes in the dtype of its tensors, whatever `torch.autocast` surrounds it.
+
+Autocast would round mixtures and log-determinants to 8 bits, and hand bfloat16 gradients to kernels of float32.
+`FlowPP.economize(bfloat16=True)` reduces the precision of those layers that tolerate it.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Within it, operations on `device` compute in the dtype of their tensors."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def exact_backward(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The `backward(ctx, *gradients)` of an autograd function, without the autocast that its caller may be in."""
+
+    @wraps(backward)
+    def computed(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(gradients[0].device):
+            return backward(ctx, *gradients)
+
+    return computed
