@@ -238,6 +238,11 @@ FAILURES: Mapping[str, ErrorCode] = {
         "Losses or gradients were not finite, also after the learning rate was lowered.",
         "Choose a lower `learning_rate`, or a longer warm-up.",
     ),
+    "diverged": ErrorCode(
+        (),
+        "Bits/dim rose above what a uniform code costs, or were above it from the beginning, and stayed there.",
+        "Choose a lower `learning_rate`, or a longer warm-up. The job's best checkpoint is from before that.",
+    ),
     "bad_dataset": ErrorCode(
         (), "The dataset's stored images cannot be read or do not fit.", "Upload the dataset again."
     ),

@@ -47,7 +47,7 @@ class StaleAttempt(Exception):
 class JobError(BaseModel):
     """Why a job failed: a sentence and a stable code.
 
-    worker_lost, out_of_memory, nan_loss, bad_dataset, disk_full or internal.
+    worker_lost, out_of_memory, nan_loss, diverged, bad_dataset, disk_full or internal.
     """
 
     model_config = ConfigDict(frozen=True)
