@@ -248,6 +248,11 @@ FAILURES: Mapping[str, ErrorCode] = {
         "The model gives likelihoods, latents or images that are NaN or infinite: its training has diverged.",
         "Use an earlier checkpoint, or train again with a lower `learning_rate`.",
     ),
+    "diverged": ErrorCode(
+        (),
+        "Bits/dim rose above what a uniform code costs, or were above it from the beginning, and stayed there.",
+        "Choose a lower `learning_rate`, or a longer warm-up. The job's best checkpoint is from before that.",
+    ),
     "bad_dataset": ErrorCode(
         (), "The dataset's stored images cannot be read or do not fit.", "Upload the dataset again."
     ),

@@ -98,7 +98,7 @@ def train(
 
     Ctrl-C and SIGTERM write a checkpoint and end it, with exit code 130 and 0; `train RUN_DIRECTORY` goes on from
     there. metrics.jsonl, checkpoints/, result.json and training_curve.png appear in RUN_DIRECTORY. Several processes
-    share each batch under `python -m torch.distributed.run --nproc-per-node N -m flowpp train RUN_DIRECTORY`.
+    share each batch under `python -m torch.distributed.run --standalone --nproc-per-node N -m flowpp train ...`.
     """
     run = RunDirectory(run_directory)
     with stopping_on_signals() as stop:

@@ -8,11 +8,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from flowpp.config import Frozen, ModelConfig, TrainingConfig
+from flowpp.divergence import DIVERGED, VALIDATION
 from flowpp.durable import new_directory, new_file, replace_file, sync_file
 
 MANIFEST = "manifest.json"
@@ -166,6 +167,23 @@ def newest_complete(run_directory: Path) -> Path | None:
             continue  # the one before it is worth more than none
         return path
     return None
+
+
+_C = TypeVar("_C")
+
+
+def chosen(checkpoints: Sequence[_C], metrics: Sequence[Mapping[str, float]]) -> _C | None:
+    """Returns the best of a run's checkpoints, oldest first, by their `metrics`; None if nothing tells them apart.
+
+    Those that the run wrote before it diverged come first. Of them it is the one of the lowest validation bits/dim, or,
+    if none was validated and others have diverged, the newest.
+    """
+    all_of_them = list(zip(checkpoints, metrics, strict=True))
+    good = [(each, held) for each, held in all_of_them if DIVERGED not in held] or all_of_them
+    validated = [(held[VALIDATION], index) for index, (_, held) in enumerate(good) if VALIDATION in held]
+    if validated:
+        return good[min(validated)[1]][0]
+    return good[-1][0] if good and len(good) < len(all_of_them) else None
 
 
 def step_of(path: Path) -> int:

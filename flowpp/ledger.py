@@ -89,10 +89,18 @@ class Ledger:
         """Whether it is time to try again to write a checkpoint."""
         return self.owing and self._learner.processes.any(self._leader and time.monotonic() >= self._again_at)
 
-    def checkpoint(self, metrics: Mapping[str, float], quantiles: Sequence[float] | None, *, last: bool) -> Path | None:
+    def checkpoint(
+        self,
+        metrics: Mapping[str, float],
+        quantiles: Sequence[float] | None,
+        *,
+        last: bool,
+        suspected_since: int | None = None,
+    ) -> Path | None:
         """Writes a checkpoint of the learner, in the leader; where it is. The others go on.
 
-        `quantiles` are the validation images', where they were scored at this step.
+        `quantiles` are the validation images', where they were scored at this step. The last checkpoint up to the step
+        `suspected_since`, after which the run may have diverged, is kept.
 
         One that cannot be written is owed. The last one of a run is waited for; raises `TrainingError` (`disk_full`).
         """
@@ -128,7 +136,7 @@ class Ledger:
             self._show()
         if not self._leader or self.owing:
             return None
-        self._run.prune(self._learner.training.keep_checkpoints)
+        self._run.prune(self._learner.training.keep_checkpoints, suspected_since)
         return path
 
     def _append(self) -> None:

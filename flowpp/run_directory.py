@@ -17,18 +17,21 @@ from flowpp.checkpoint import (
     BadCheckpoint,
     checkpoint_directories,
     checkpoint_name,
+    chosen,
+    complete_checkpoint,
     complete_checkpoints,
     newest_complete,
     read_manifest,
     step_of,
 )
 from flowpp.config import Frozen, ModelConfig, TrainingConfig
+from flowpp.divergence import DIVERGED
 from flowpp.durable import replace_file
 
 CONFIG, METRICS, RESULT, CURVE = "config.json", "metrics.jsonl", "result.json", "training_curve.png"
 SAMPLES, TENSORBOARD = "samples", "tensorboard"
 
-Code = Literal["out_of_memory", "nan_loss", "bad_dataset", "disk_full", "internal"]
+Code = Literal["out_of_memory", "nan_loss", "diverged", "bad_dataset", "disk_full", "internal"]
 """Why a run failed."""
 
 
@@ -45,7 +48,7 @@ class RunConfig(Frozen):
 
 
 class Result(Frozen):
-    """Content of `result.json`. Checkpoints are named as in `checkpoints/`; the best is so by validation bits/dim."""
+    """Content of `result.json`. Checkpoints are named as in `checkpoints/`; the best is `best_checkpoint`'s."""
 
     status: Literal["succeeded", "stopped", "failed"]
     step: int = 0
@@ -146,10 +149,12 @@ class RunDirectory:
         return self.path / SAMPLES / f"{checkpoint_name(step)}.png"
 
     def best_checkpoint(self) -> Path | None:
-        """The complete checkpoint of the lowest validation bits/dim, among those that were validated."""
-        scores = {path: read_manifest(path).metrics.get("validation_bits_per_dim") for path in self.checkpoints()}
-        validated = {path: score for path, score in scores.items() if score is not None}
-        return min(validated, key=lambda path: validated[path]) if validated else None
+        """The complete checkpoint of the lowest validation bits/dim, among those that were validated.
+
+        Checkpoints of before the run diverged come first: without validation, the newest of them if there are others.
+        """
+        paths = self.checkpoints()
+        return chosen(paths, [read_manifest(path).metrics for path in paths])
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
@@ -163,12 +168,22 @@ class RunDirectory:
                 found[path.name] = (path / MANIFEST).stat().st_mtime_ns
         return found
 
-    def prune(self, keep: int) -> None:
-        """Removes all checkpoints but the newest `keep` and the best one."""
-        kept = {*self.checkpoints()[-keep:], self.best_checkpoint()}
-        for path in self.checkpoints():
+    def prune(self, keep: int, suspected_since: int | None = None) -> None:
+        """Removes all checkpoints but the newest `keep`, the best, and the last of before a run may have diverged."""
+        paths = self.checkpoints()
+        before = [path for path in paths if suspected_since is not None and step_of(path) <= suspected_since]
+        kept = {*paths[-keep:], *before[-1:], self.best_checkpoint()}
+        for path in paths:
             if path not in kept:
                 _remove(path)
+
+    def mark_diverged(self, since: int) -> None:
+        """Gives the checkpoints after step `since` the metric of a run that has diverged, so that none is the best."""
+        for path in self.checkpoints():
+            manifest = read_manifest(path)
+            if step_of(path) > since and DIVERGED not in manifest.metrics:
+                metrics = manifest.metrics | {DIVERGED: float(step_of(path) - since)}
+                complete_checkpoint(path, metrics, manifest.validation_quantiles, manifest.unlogged)
 
     def sweep(self, step: int) -> None:
         """Removes what an interrupted run left: unfinished checkpoints, and those after `step`."""

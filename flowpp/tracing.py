@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PARENT = "TRACEPARENT"
 """Variable by which a process is told the span that it works for, as W3C Trace Context writes it."""
 
-INSTALL = "pip install 'flowpp[tracing]'"
+INSTALL = ".venv/bin/python -m pip install -e '.[tracing]'"
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")

@@ -15,6 +15,7 @@ from flowpp.checkpoint import MODEL, checkpoint_directories, newest_complete, re
 from flowpp.config import ModelConfig, TrainingConfig
 from flowpp.data import BadImages, ImageSet, open_image_set
 from flowpp.devices import is_out_of_memory, memory_of
+from flowpp.divergence import Divergence
 from flowpp.evaluation import Looked, draw_samples, evaluate, spread
 from flowpp.initialization import TooFewImages
 from flowpp.learner import Learner, NonFiniteLoss, Sums
@@ -173,12 +174,16 @@ def _steps(
     ledger = Ledger(run, learner, image_set.sha256, _weights_sha256(config.resume_from))
     ledger.note(note)
     unfinished = processes.any(processes.leader and _take_up(run, recipe, learner.step))
+    divergence = Divergence(config.model.bits, recipe)
+    for row in run.read_metrics():  # which the leader has cut off after the learner's step
+        divergence.take(row)
+    _end_if_diverged(divergence, learner)
     ledger.begin()
     stopping = processes.any(stop())
     timer = Timer()
     while not stopping and (unfinished or learner.step < recipe.steps):
         if not unfinished:
-            with timer:
+            with timer, _naming_divergence(divergence, learner):
                 learner.take_step(to_symbols(batches.after(learner.images_seen), learner.model))
                 stopping = processes.any(stop())
             timer.images += recipe.batch_size
@@ -192,6 +197,10 @@ def _steps(
             else:
                 metrics = {"learning_rate": learner.learning_rate, **learner.unlogged.means(), **timer.read()}
                 metrics |= recipe.beyond_the_paper | looked.metrics
+                ledger.note(divergence.take({"step": learner.step, **metrics}))
+                metrics |= divergence.metrics
+                if processes.leader and divergence.since is not None:
+                    run.mark_diverged(divergence.since)
                 quantiles = looked.validation_quantiles
                 learner.unlogged = Sums(processes)
                 ledger.metrics(metrics)
@@ -201,9 +210,31 @@ def _steps(
         elif not unfinished and (due.checkpoint or stopping or ledger.due()):
             last = stopping or learner.step == recipe.steps
             with span("checkpoint", attributes={"flowpp.step": learner.step}):
-                written = ledger.checkpoint(metrics or learner.unlogged.means(), quantiles, last=last)
+                held = metrics or learner.unlogged.means() | divergence.metrics
+                since = divergence.suspected_since
+                written = ledger.checkpoint(held, quantiles, last=last, suspected_since=since)
         yield Event(learner.step, learner.images_seen, metrics, written, ledger.notes())
+        _end_if_diverged(divergence, learner)
         unfinished = False
+
+
+def _end_if_diverged(divergence: Divergence, learner: Learner) -> None:
+    """Raises `TrainingError`, in each process, if the run has diverged and is not to go on."""
+    failure = divergence.failure
+    if learner.processes.any(failure is not None):
+        raise TrainingError("diverged", failure or "the training has diverged", learner.step)
+
+
+@contextmanager
+def _naming_divergence(divergence: Divergence, learner: Learner) -> Iterator[None]:
+    """Turns losses that are not finite, after a rollback, into `TrainingError` if the run had diverged before."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        if divergence.since is None or learner.learning_rate_factor == 1:
+            raise
+        why = f"the training has diverged since step {divergence.since + 1:,}, and then {error}"
+        raise TrainingError("diverged", why, error.step) from error
 
 
 def _look(

@@ -47,7 +47,7 @@ class StaleAttempt(Exception):
 class JobError(BaseModel):
     """Why a job failed: a sentence and a stable code.
 
-    worker_lost, out_of_memory, nan_loss, not_finite, bad_dataset, disk_full or internal.
+    worker_lost, out_of_memory, nan_loss, not_finite, diverged, bad_dataset, disk_full or internal.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 
-from flowpp.checkpoint import QUANTILES, Quantiles, read_manifest
+from flowpp.checkpoint import QUANTILES, Quantiles, chosen, read_manifest
 from flowpp.config import ModelConfig
 from worker.artifacts import ArtifactStore, delete_directory, no_check
 from worker.jobs import Job, StaleAttempt
@@ -147,7 +147,7 @@ class Checkpoints:
 
         A checkpoint may have been deleted since: the submission of a job that uses it says so.
         What is not of `owner`, if one is given, is not found.
-        The best has the lowest validation bits/dim; where none was validated, it is the newest.
+        The best has the lowest validation bits/dim; if none was validated, it is the newest that had not diverged.
         """
         if not model_id.startswith("job_"):
             return self._known_one(model_id, owner)
@@ -210,6 +210,5 @@ class Checkpoints:
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one of the lowest validation bits/dim among those that were validated."""
-    validated = [checkpoint for checkpoint in checkpoints if "validation_bits_per_dim" in checkpoint.metrics]
-    return min(validated, key=lambda checkpoint: checkpoint.metrics["validation_bits_per_dim"], default=None)
+    """The best of a job's checkpoints, by step, as `flowpp.checkpoint.chosen`; None if nothing tells them apart."""
+    return chosen(checkpoints, [checkpoint.metrics for checkpoint in checkpoints])

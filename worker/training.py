@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowpp.checkpoint import BadCheckpoint, newest_complete, read_manifest, step_of
+from flowpp.config import TrainingConfig
 from flowpp.data import BadImages
+from flowpp.divergence import Divergence
 from flowpp.environment import clean
 from flowpp.logs import about, variables
 from flowpp.memory import advice
@@ -246,6 +248,7 @@ class Reporter:
         self._stored = {checkpoint.step: checkpoint for checkpoint in service.checkpoints.of_job(job.id)}
         self._artifacts = [job.artifacts] if job.artifacts else []  # the last that the job's record named
         self._recipe = job.plan["training"]
+        self._divergence = Divergence(job.plan["model"]["bits"], TrainingConfig(**self._recipe))
         self._pace = Pace(self._recipe["steps"])
         self._store_again_at = 0.0
         self._looked_at: dict[str, int] = {}
@@ -306,6 +309,8 @@ class Reporter:
     def _catch_up(self) -> None:
         """Tells the metrics that the attempt before wrote and could not tell any more."""
         told = self._service.events.metrics(self._job.id)
+        for row in told:
+            self._divergence.take(row)
         last = told[-1]["step"] if told else 0
         self._tell_metrics([row for row in self._run.read_metrics() if row["step"] > last])
         self._pace = Pace(self._recipe["steps"])  # of this attempt's steps alone
@@ -313,6 +318,8 @@ class Reporter:
     def _tell_metrics(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self._service.events.append(self._job, "metrics", row)
+            if warning := self._divergence.take(row):
+                self._warn(warning)
         if rows:
             step = rows[-1]["step"]
             self._service.jobs.set_progress(self._job, self._pace.at(step))
@@ -349,11 +356,13 @@ class Reporter:
             self._service.store.delete(prefix)
 
     def _prune(self) -> None:
-        """Keeps in the store what the run keeps: the newest checkpoints, and the best."""
+        """Keeps in the store what the run keeps: the newest, the best, and the last of before it may have diverged."""
         checkpoints = self._service.checkpoints.of_job(self._job.id)
-        chosen = best(checkpoints)
+        since, chosen = self._divergence.suspected_since, best(checkpoints)
+        before = [checkpoint.id for checkpoint in checkpoints if since is not None and checkpoint.step <= since]
+        kept = {*before[-1:], *([chosen.id] if chosen else [])}
         for checkpoint in checkpoints[: -self._recipe["keep_checkpoints"]]:
-            if chosen is None or checkpoint.id != chosen.id:
+            if checkpoint.id not in kept:
                 self._delete(checkpoint)
 
     def _delete(self, checkpoint: Checkpoint) -> None:

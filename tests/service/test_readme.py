@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from api.stack import Stack
+from flowpp.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -36,6 +37,9 @@ def test_the_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
         assert grid.size == (4 * 32, 4 * 32), "16 samples of 32x32"
     assert '"bits_per_dim"' in run.stdout
     assert "event: status" in run.stdout
+    assert "between/grid.png" in run.stdout
+    shared = RunDirectory(tmp_path / "reader" / "shared")
+    assert [row["step"] for row in shared.read_metrics()] == list(range(1, 21)), "what torch.distributed.run trained"
 
 
 def as_shell(block: dict[str, str]) -> str:
