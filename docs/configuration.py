@@ -16,7 +16,7 @@ Every field of a model and of its recipe. A preset sets all of them, and each ca
 - on the command line: `flowpp train ... --preset small --set training.batch_size=64`, and the same with
   `python -m flowpp train`. A value is JSON or a bare word: `--set 'model.flow=["squeeze", "channels x2"]'`.
 - over HTTP: `{"model": {"preset": "small", "filters": 48, "dequantizer": {"blocks": 1}}, "training": {"steps": 500}}`.
-- in Python: `flowpp.ModelConfig(filters=48)` and `flowpp.TrainingConfig(steps=500)`, whose defaults are the table's.
+- in Python: `flowpp.ModelConfig(filters=48)` and `flowpp.TrainingConfig(steps=500)`, with the defaults below.
 
 `flowpp presets NAME` prints these tables with the values of one preset. [training.md](training.md) explains how the
 recipe works, and [model.md](model.md) explains the model.

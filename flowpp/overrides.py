@@ -14,7 +14,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "model.dequantizer": DequantizerConfig,
     "training": TrainingConfig,
 }
-"""The sections of a configuration, by what stands before the name of a field."""
+"""The sections of a configuration, by the prefix of their fields."""
 
 _FORMS = "write model.NAME=VALUE, model.dequantizer.NAME=VALUE or training.NAME=VALUE"
 
@@ -59,7 +59,7 @@ def _check_field(text: str, section: str, field: str) -> None:
 
 
 def _forms(field: str) -> str:
-    """Returns how to write a field that stands without its section."""
+    """Returns how to write a field whose section is missing."""
     found = [f"{section}.{field}" for section in _sections_of(field)]
     return f"did you mean {' or '.join(found)}?" if found else _FORMS
 

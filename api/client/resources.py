@@ -16,7 +16,10 @@ INTAKE_SECONDS = 600  # the service decodes all images of an upload before it an
 class Datasets(Part[W]):
     @call
     async def upload(self, source: Path, progress: Report | None = None) -> Dataset:
-        """Uploads an archive of images, an .npy or .npz file, an image, or a folder of images (as a zip)."""
+        """Uploads an archive of images, an .npy or .npz file, an image, or a folder of images (as a zip).
+
+        If the service has a dataset of the same owner with the same images, it may return that one.
+        """
         with ExitStack() as opened:
             name, file = await self.way.run(partial(opened.enter_context, as_file(source)))
             files = [("file", (name, counted(file, progress)))]
@@ -62,7 +65,7 @@ class Checkpoints(Part[W]):
 
     @call
     async def download(self, checkpoint_id: str, target: Path, progress: Report | None = None) -> Path:
-        """Downloads the checkpoint as a zip to the file `target`, and goes on with what an earlier try left."""
+        """Downloads the checkpoint as a zip to the file `target`, and continues an earlier download."""
         return await download(self._transport, path_of("checkpoints", checkpoint_id, "download"), target, progress)
 
     @call
