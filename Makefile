@@ -99,8 +99,9 @@ bench-scale: install  ## latency, Redis memory, events and reaper at up to 100,0
 bench-service: install  ## requests/s and latency of likelihood over HTTP beside a plain endpoint, into RESULTS.md
 	@$(BIN)/python -m benchmarks.service
 
-docs: install  ## draw docs/architecture.svg, list docs/errors.md and docs/settings.md from the code
+docs: install  ## draw docs/architecture.svg, and write the tables of docs/*.md from the code
 	@$(BIN)/python -m docs.architecture
+	@$(BIN)/python -m docs.configuration
 	@$(BIN)/python -m docs.errors
 	@$(BIN)/python -m docs.observability
 	@$(BIN)/python -m docs.settings

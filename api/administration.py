@@ -1,4 +1,4 @@
-"""`flowpp keys`, `reindex`, `backup`, `gc`: what is done beside the service, where its Redis server and store are."""
+"""`flowpp keys`, `reindex`, `backup`, `gc`: commands for the machine that has the Redis server and the store."""
 
 import json
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Keys that open the service. They are made beside it: with FLOWPP_REDIS_URL and FLOWPP_STORE as the service "
-    "has them, or over the data directory of `flowpp serve`.",
+    help="API keys. Run these commands on the service's machine, with the FLOWPP_REDIS_URL and FLOWPP_STORE of the "
+    "service, or with the data directory of `flowpp serve`.",
 )
 
-Data = Annotated[Path, typer.Option(help="Data directory of `flowpp serve`, where FLOWPP_REDIS_URL names no server.")]
+Data = Annotated[Path, typer.Option(help="Data directory of `flowpp serve`, if FLOWPP_REDIS_URL is not set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -81,7 +81,7 @@ def _service(data: Path) -> Iterator["Service"]:
 
 @keys.command("create")
 def create_key(
-    owner: Annotated[str, typer.Option(help="Whose objects the key's are: lower case letters, digits, and . _ -")],
+    owner: Annotated[str, typer.Option(help="Owner of what the key creates: lower case letters, digits and . _ -")],
     scope: Annotated[
         list[str], typer.Option(help="read: GET. submit: also create, change, delete. admin: all of everybody. Repeat.")
     ] = ["submit"],  # noqa: B006  # typer copies it
@@ -92,7 +92,10 @@ def create_key(
     data: Data = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Make a key, and print its token, which cannot be had again: send it as `Authorization: Bearer TOKEN`."""
+    """Create a key. Prints its token, which cannot be printed again.
+
+    Commands take it as --key or FLOWPP_API_KEY, and HTTP requests as `Authorization: Bearer TOKEN`.
+    """
     from worker.keys import NewKey, Quota, Scope
 
     for each in scope:
@@ -120,7 +123,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(data: Data = Path("data"), as_json: AsJson = False) -> None:
-    """List keys, newest first, without their secrets."""
+    """List keys, newest first. Secrets are not printed."""
     with service_beside(data) as service:
         found = _all(service)
     if as_json:
@@ -138,7 +141,7 @@ def list_keys(data: Data = Path("data"), as_json: AsJson = False) -> None:
 def revoke_key(
     key: Annotated[str, typer.Argument(metavar="KEY")], data: Data = Path("data"), as_json: AsJson = False
 ) -> None:
-    """Let a key open nothing any more."""
+    """Revoke a key."""
     with service_beside(data) as service:
         try:
             service.keys.revoke(key)
@@ -149,10 +152,11 @@ def revoke_key(
 
 
 def reindex(data: Data = Path("data"), as_json: AsJson = False) -> None:
-    """Rebuild an empty Redis from the store alone: keys, webhooks, datasets, checkpoints, jobs with their events.
+    """Rebuild an empty Redis from the store.
 
-    Jobs that had not finished wait again, and go on from their newest checkpoints. Idempotency keys and rate limits
-    are not kept. Let nobody use the service meanwhile. Exits with 2 where Redis has records already.
+    It restores keys, webhooks, datasets, checkpoints, and jobs with their events. Unfinished jobs are queued again,
+    and continue from their newest checkpoints. Idempotency keys and rate limits are not kept. Nobody may use the
+    service meanwhile. Exits with 2 if Redis has records already.
     """
     from worker.rebuilding import rebuild
 
@@ -175,10 +179,11 @@ def backup(
     data: Data = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Copy the store to another place, from which `flowpp reindex` rebuilds the service on an empty machine.
+    """Copy the store to another place.
 
-    It may run beside the service. Into the same place again it copies what is new, and deletes what is gone. Exits with
-    1 where something is damaged, which is left out, and with 2 where the store is empty.
+    `flowpp reindex` rebuilds the service from the copy on an empty machine. The service may run meanwhile. A second
+    backup to the same place copies new objects, and deletes those that are gone. Damaged objects are left out, and
+    the command exits with 1. It exits with 2 if the store is empty.
     """
     from worker.artifacts import ArtifactStore
     from worker.backup import back_up
@@ -201,16 +206,17 @@ def backup(
 
 
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would delete, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects, and delete nothing.")] = False,
     grace: Annotated[
-        float | None, typer.Option(min=0, help="Seconds: what was written since is left alone. By default an hour.")
+        float | None, typer.Option(min=0, help="Keep objects younger than this, in seconds. By default an hour.")
     ] = None,
     data: Data = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Delete from the store, and from the caches of this machine, what no record refers to.
+    """Delete objects that no record refers to.
 
-    It may run beside the service. Exits with 2 where Redis is empty and the store is not: run `flowpp reindex` then.
+    They are deleted from the store and from the caches of this machine. The service may run meanwhile. Exits with 2
+    if Redis is empty and the store is not; run `flowpp reindex` then.
     """
     from worker.garbage import GRACE_SECONDS, collect
 

@@ -1,4 +1,4 @@
-"""The `flowpp` command: the local service, and its client in plain form."""
+"""Flow++: run the service on this machine, and use one here or elsewhere."""
 
 import signal
 from importlib.metadata import version
@@ -57,7 +57,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port; 0 chooses a free one.")] = 8000,
     data: Annotated[Path, typer.Option(help="Directory of all data, which a restart finds again.")] = Path("data"),
 ) -> None:
-    """Run the service on this machine until Ctrl-C: API, Redis server, a training and an inference worker."""
+    """Run the service on this machine, until Ctrl-C.
+
+    These are the API, a Redis server, a training worker and an inference worker.
+    """
     tracing.check()
     levels.of_environment()
     typer.echo("starting ...", err=True)

@@ -33,7 +33,7 @@ LOCK_SECONDS = 2  # longer than the children of a killed stack take to be gone
 
 
 class StackError(RuntimeError):
-    """The stack cannot run; the message says why and ends with the log's tail where there is one."""
+    """The stack cannot run; the message says why and ends with the tail of the log, if there is one."""
 
 
 class Stack:
@@ -85,7 +85,7 @@ class Stack:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Inside, a child's end raises `StackError`, wherever the main thread then is. Main thread only."""
+        """While the block runs, the end of a child raises `StackError` in the main thread. Main thread only."""
 
         def check(number: int, frame: FrameType | None) -> None:
             self.check()
@@ -198,7 +198,7 @@ def _metrics_port(name: str) -> dict[str, str]:
 def lock(data: Path) -> IO[str]:
     """Makes a data directory ours until the file is closed here and in every child that inherits it.
 
-    Raises `StackError` where it is another stack's.
+    Raises `StackError` if another stack has it.
     """
     data.mkdir(parents=True, exist_ok=True)
     file = (data / "lock").open("a+")

@@ -1,4 +1,4 @@
-"""A job on the terminal: its curve and a progress bar, or a line every few seconds where nobody can see them move."""
+"""A job on the terminal: its curve and a progress bar, or a line every few seconds if there is no terminal."""
 
 import math
 import time
@@ -19,9 +19,9 @@ from api.curve import draw
 
 LINE_SECONDS = 5
 MOST_QUEUE_SECONDS = 2.0
-"""After so long we ask again how many jobs wait before ours."""
+"""Longest pause between two requests for the place in the queue."""
 LEAST_COLUMNS, LEAST_LINES = 60, 16
-"""Of a terminal, for a curve to be drawn."""
+"""Least size of a terminal that gets a curve."""
 MOST_CURVE_LINES = 18
 
 TRAIN, VALIDATION = "train_bits_per_dim", "validation_bits_per_dim"
@@ -29,7 +29,7 @@ TRAIN, VALIDATION = "train_bits_per_dim", "validation_bits_per_dim"
 
 @dataclass
 class Figures:
-    """What a job has told of itself so far."""
+    """The figures of a job so far."""
 
     status: str = "queued"
     before: int | None = None
@@ -42,7 +42,7 @@ class Figures:
     _begun: tuple[float, int] | None = None  # when and where the attempt told its first step
 
     def know(self, job: Job) -> None:
-        """How far the job itself says it is: likelihood and sampling jobs tell no steps."""
+        """Takes the progress from the record of the job: likelihood and sampling jobs have no metrics."""
         if job.progress is not None:
             self.total = job.progress.total_steps
             self.step = max(self.step, job.progress.step)
@@ -113,7 +113,7 @@ def watch(client: Client, job_id: str, console: Console) -> Job:
 
 
 def _queue(client: Client, job_id: str, figures: Figures, show: Callable[[], None]) -> None:
-    """Returns when the job is queued no more; its events, which tell of no places, are heard from the first then."""
+    """Returns when the job is no longer queued. Until then shows its place, which events do not have."""
     absence, pause = Absence(), 0.1
     while True:
         try:
@@ -132,7 +132,7 @@ def _queue(client: Client, job_id: str, figures: Figures, show: Callable[[], Non
 
 @contextmanager
 def transfer(console: Console, what: str) -> Iterator[Report | None]:
-    """A function that draws a bar of bytes sent or received; none where nobody can see it."""
+    """Yields a function that draws a bar of bytes sent or received, or None if there is no terminal."""
     if not console.is_terminal:
         yield None
         return
@@ -143,7 +143,7 @@ def transfer(console: Console, what: str) -> Iterator[Report | None]:
 
 
 class _Picture:
-    """The curve where there is room and something to draw, and the bar; drawn anew for the terminal as it is."""
+    """The curve, if the terminal has room for it, and the bar. Each drawing uses the current size."""
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
@@ -175,7 +175,7 @@ class _Picture:
 
 
 class _Live(Live):
-    """Begins at the top where the size has changed: what was drawn before may lie anywhere then."""
+    """Clears the terminal if its size has changed, since earlier drawings may then be anywhere."""
 
     _drawn_for: tuple[int, int] | None = None
 

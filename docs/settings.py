@@ -1,4 +1,5 @@
-"""Writes docs/settings.md from worker.settings: `make docs`."""
+"""Writes docs/settings.md from flowpp.reference import bounds
+from worker.settings: `make docs`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from flowpp.reference import bounds
 from worker.settings import Settings
 
 LIST = Path(__file__).with_name("settings.md")
@@ -20,8 +22,6 @@ with a sentence that names it. `docs/operations.md` says what to think of. Trace
 |---|---|---|---|
 """
 
-_BOUNDS = {"ge": "from {}", "gt": "more than {}", "le": "to {}"}
-
 
 def as_markdown() -> str:
     """One row a setting, in the order of the class."""
@@ -34,7 +34,7 @@ def _fields() -> Iterator[tuple[str, FieldInfo]]:
 
 def _row(name: str, field: FieldInfo) -> list[str]:
     prefix = Settings.model_config["env_prefix"]
-    return [f"`{prefix}{name.upper()}`", _default(field), _bounds(field), field.description or ""]
+    return [f"`{prefix}{name.upper()}`", _default(field), bounds(field), field.description or ""]
 
 
 def _default(field: FieldInfo) -> str:
@@ -49,11 +49,6 @@ def _default(field: FieldInfo) -> str:
 def _shown(value: Any) -> str:
     """As one writes it into the environment."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _bounds(field: FieldInfo) -> str:
-    found = {name: getattr(each, name) for each in field.metadata for name in _BOUNDS if hasattr(each, name)}
-    return " ".join(_BOUNDS[name].format(f"{found[name]:,}") for name in _BOUNDS if name in found)
 
 
 def main() -> None:

@@ -73,17 +73,19 @@ class DequantizerConfig(Frozen):
     """How the discrete image becomes continuous (Flow++ section 3.1)."""
 
     kind: Literal["variational", "uniform"] = Field(
-        "variational", description="A conditional flow over the noise, or uniform noise (the paper's ablation)."
+        "variational", description="Noise from a conditional flow, or uniform noise (the paper's ablation)."
     )
     flow: tuple[Stage, ...] = Field(
-        ("columns x4",), max_length=16, description="Stages of the noise flow, from the normal noise on."
+        ("columns x4",),
+        max_length=16,
+        description="Stages of the noise flow, which begins with normal noise; written as those of `model.flow`.",
     )
     blocks: int = Field(2, ge=0, le=64, description="Blocks in the conditioner of each coupling.")
-    attention: Attention = Field("softmax", description="In the conditioners of its couplings: as the model's.")
+    attention: Attention = Field("softmax", description="Attention in the conditioners of the noise flow.")
     context: Literal["convolution", "normalized", "attention"] = Field(
         "convolution",
-        description="A block of the context network: a gated convolution; with a layer norm; with a layer norm, gated "
-        "attention and a layer norm.",
+        description="Block of the context network: a gated convolution, that with a layer norm, or that with a layer "
+        "norm, gated attention and another layer norm.",
     )
     context_filters: int = Field(32, ge=1, le=512, description="Channels of the context network.")
     context_blocks: int = Field(3, ge=0, le=64, description="Blocks of the context network.")
@@ -99,27 +101,31 @@ class ModelConfig(Frozen):
     height: int = Field(32, ge=1, le=256, description="Image height in pixels.")
     width: int = Field(32, ge=2, le=256, description="Image width in pixels.")
     channels: Literal[1, 3] = Field(3, description="Image channels: 1 (grey) or 3 (RGB).")
-    bits: int = Field(8, ge=1, le=8, description="Bits a channel value; 8-bit images are floored to the upper bits.")
+    bits: int = Field(8, ge=1, le=8, description="Bits of a channel value. Images keep the upper bits of their 8.")
     filters: int = Field(96, ge=1, le=512, description="Channels inside the conditioners.")
-    blocks: int = Field(10, ge=0, le=64, description="Blocks (gated convolution, gated attention) a conditioner.")
-    components: int = Field(32, ge=1, le=128, description="Logistic components of a coupling's mixture (K).")
-    heads: int = Field(4, ge=1, le=64, description="Attention heads; must divide `filters`.")
+    blocks: int = Field(10, ge=0, le=64, description="Blocks (gated convolution, gated attention) of a conditioner.")
+    components: int = Field(
+        32, ge=1, le=128, description="Logistic components in a coupling's mixture (the paper's K)."
+    )
+    heads: int = Field(4, ge=1, le=64, description="Attention heads. Their number must divide `filters`.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout probability inside the conditioners.")
     coupling: Literal["mixture", "affine"] = Field(
-        "mixture", description="Mixture-of-logistics CDF (Flow++ eq. 16) or affine coupling (ablation)."
+        "mixture", description="Coupling by a mixture-of-logistics CDF (Flow++ eq. 16), or affine (ablation)."
     )
     attention: Attention = Field(
         "softmax",
-        description="In the main flow's conditioners: gated attention, the parameter-matched maximum, or none.",
+        description="Attention in the conditioners of the main flow: gated softmax attention, a maximum with as many "
+        "parameters (the paper's ablation), or none.",
     )
-    weight_norm: bool = Field(False, description="Weight normalization in every convolution, kept while training.")
-    output_elu: bool = Field(False, description="concat_elu before a conditioner's last convolution.")
+    weight_norm: bool = Field(False, description="Weight normalization of every convolution, during training as well.")
+    output_elu: bool = Field(False, description="A concat_elu before the last convolution of each conditioner.")
     pointwise: bool = Field(True, description="Invertible 1x1 convolution before each coupling.")
     flow: tuple[Stage, ...] = Field(
         ("columns x4", "squeeze", "channels x2", "columns x3"),
         min_length=1,
         max_length=16,
-        description="Stages of the main flow, from the image on.",
+        description="Stages of the main flow, which begins with the image: `squeeze`, `columns xN` or `channels xN`, "
+        "N couplings that split by columns or by channels.",
     )
     dequantizer: DequantizerConfig = Field(
         DequantizerConfig(), description="How the discrete image becomes continuous."
@@ -178,72 +184,76 @@ class Milestone(Frozen):
     """A point that the learning rate passes through."""
 
     step: int = Field(ge=0, le=100_000_000, description="Optimizer step.")
-    factor: float = Field(ge=0, le=1, description="The learning rate there, as a part of `learning_rate`.")
+    factor: float = Field(ge=0, le=1, description="Learning rate at this step, relative to `learning_rate`.")
 
 
 class TrainingConfig(Frozen):
     """How a model is trained. The defaults are the paper's CIFAR-10 recipe."""
 
-    steps: int = Field(312_500, ge=1, le=100_000_000, description="Optimizer steps in all.")
-    batch_size: int = Field(64, ge=1, le=65_536, description="Images a step, over all processes.")
+    steps: int = Field(312_500, ge=1, le=100_000_000, description="Number of optimizer steps.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Images in one step, all processes together.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
         le=65_536,
-        description="Images a forward pass of a process; gradients of several add up to the batch's. If not given, its "
-        "whole share of the batch, or as many as fit into memory.",
+        description="Images in one forward pass of a process. Gradients of several passes add up to those of the "
+        "batch. By default the whole share of a process, or as many images as fit into memory.",
     )
-    num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch, each with its own device.")
+    num_processes: int = Field(1, ge=1, le=64, description="Processes that share each batch. Each has its own device.")
     activation_checkpointing: bool | None = Field(
         None,
-        description="Each coupling is computed anew in the backward pass: less memory, about a third more time. If "
-        "not given, where not even one image fits otherwise.",
+        description="The backward pass recomputes each coupling, which saves memory and takes about a third more "
+        "time. By default only if not even one image fits into memory otherwise.",
     )
     memory_gib: float | None = Field(
         None,
         gt=0,
         le=65_536,
-        description="GiB of its device that a process may take, by an estimate right to an eighth; what there is "
-        "if not given.",
+        description="Memory of its device that a process may use, in GiB. The estimate is right to an eighth. By "
+        "default all the memory that is available.",
     )
     conditioner_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Of convolutions and attention while training; mixtures, log-determinants and all evaluations are "
-        "float32.",
+        description="Precision of convolutions and attention during training. Mixtures, log-determinants and all "
+        "evaluations use float32.",
     )
     compile: bool = Field(
         True,
-        description="Computes by kernels that are compiled for the machine where there are any, several times faster; "
-        "otherwise by plain PyTorch, with the same numbers but for rounding.",
+        description="Uses kernels that are compiled for the machine, if there are any. They are several times as "
+        "fast as plain PyTorch, and give the same numbers up to rounding.",
     )
-    init_batch_size: int = Field(128, ge=2, le=65_536, description="Images of the data-dependent initialization.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate after the warm-up.")
+    init_batch_size: int = Field(128, ge=2, le=65_536, description="Images in the data-dependent initialization.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="Learning rate of Adam after the warm-up.")
     warmup_steps: int = Field(2_000, ge=0, le=10_000_000, description="Steps of linear warm-up from zero.")
     milestones: tuple[Milestone, ...] = Field(
         (),
         max_length=32,
-        description="The learning rate after the warm-up, in the order of steps: geometric from one to the next, "
-        "linear where one of them is zero, a jump where both have one step, constant after the last.",
+        description="Points of the learning rate after the warm-up, in the order of steps. Between two points it is "
+        "geometric, or linear if one of them is zero. Two points at the same step make a jump. It is constant after "
+        "the last point.",
     )
     cooldown_steps: int = Field(
-        0, ge=0, le=100_000_000, description="Last steps, over which the learning rate falls linearly to zero."
+        0, ge=0, le=100_000_000, description="Number of last steps over which the learning rate falls linearly to zero."
     )
     weight_decay: float = Field(
         0,
         ge=0,
         le=1,
-        description="AdamW's decoupled decay of the convolutions' weights, times the learning rate a step; 0 is Adam.",
+        description="Decoupled decay (AdamW) of the weights of convolutions, times the learning rate, in each step. "
+        "0 gives Adam.",
     )
-    horizontal_flips: bool = Field(False, description="Mirrors each training image with probability 1/2, each epoch.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay a step of the exponential moving average.")
-    gradient_clip: float = Field(1.0, gt=0, le=1e9, description="Bound on the gradient's global norm.")
+    horizontal_flips: bool = Field(False, description="Mirrors each training image with probability 1/2 in each epoch.")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the weights' exponential moving average per step."
+    )
+    gradient_clip: float = Field(1.0, gt=0, le=1e9, description="Upper bound of the global norm of the gradient.")
     log_every: int = Field(100, ge=1, le=1_000_000, description="Steps between training metrics.")
     evaluation_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between validations.")
-    evaluation_images: int = Field(1_000, ge=1, le=1_000_000, description="Validation images used, at the most.")
+    evaluation_images: int = Field(1_000, ge=1, le=1_000_000, description="Most validation images in an evaluation.")
     sample_every: int = Field(5_000, ge=1, le=100_000_000, description="Steps between grids of 16 samples.")
     checkpoint_every: int = Field(5_000, ge=1, le=10_000_000, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, le=1_000, description="Newest checkpoints kept, beside the best one.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, data order, noise and dropout.")
+    keep_checkpoints: int = Field(2, ge=1, le=1_000, description="Newest checkpoints to keep, besides the best one.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the weights, the data order, the noise and dropout.")
 
     @property
     def beyond_the_paper(self) -> dict[str, float]:

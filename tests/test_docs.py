@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from docs import architecture, errors, observability, settings
+from docs import architecture, configuration, errors, observability, settings
 from tests.service.house import FAULTS
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[1]
 def test_the_figure_of_the_architecture_is_what_the_code_draws(tmp_path: Path) -> None:
     architecture.write("cifar10", tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_bytes() == architecture.FIGURE.read_bytes(), "run `make docs`"
+
+
+def test_the_table_of_fields_is_that_of_the_code() -> None:
+    assert configuration.LIST.read_text() == configuration.as_markdown(), "run `make docs`"
 
 
 def test_the_list_of_error_codes_is_that_of_the_code() -> None:

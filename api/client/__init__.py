@@ -1,6 +1,6 @@
 """The Python client of the HTTP service, blocking and asynchronous.
 
-    with Client("http://127.0.0.1:8000") as flowpp:
+    with Client() as flowpp:
         dataset = flowpp.datasets.upload(Path("photographs.zip"))
         job = flowpp.training_jobs.create(dataset=dataset.id, model={"preset": "small"})
         for event in flowpp.jobs.events(job.id):
@@ -11,7 +11,7 @@
         async for job in flowpp.jobs.list(type="sampling"):
             print(job.id, job.status)
 
-What is raised: api.client.errors. It needs httpx, httpx-sse and pydantic, and nothing else of this repository.
+Exceptions are in api.client.errors. It needs httpx, httpx-sse and pydantic, and nothing else of this repository.
 """
 
 from collections.abc import Callable
@@ -72,11 +72,11 @@ __all__ = [
 
 
 class _Service(Resource[W]):
-    """A service at `url` (default: FLOWPP_URL, or this machine's) that `key` opens (default: FLOWPP_API_KEY).
+    """A service. `url` defaults to FLOWPP_URL or http://127.0.0.1:8000, `key` to FLOWPP_API_KEY.
 
-    `timeout`: seconds without a byte from it. `max_retries`: how often a request is sent again when the service is
-    busy or the connection breaks, which is done only where it cannot do a thing twice. `on_wait` is
-    called with the seconds that a busy service asks to wait, before each such wait. Raises `ValueError`.
+    `timeout`: seconds without a byte from the service. `max_retries`: how often a request is sent again if the service
+    is busy or the connection breaks, and if a repetition is safe. `on_wait` is called before each wait that a busy
+    service requests, with its seconds. Raises `ValueError` for a url or key that cannot be one.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class _Service(Resource[W]):
 
     @call
     async def readiness(self) -> Readiness:
-        """Whether the service can work, and what it waits for. Needs no key."""
+        """Returns whether the service is ready, and what is missing. Needs no key."""
         return parsed(Readiness, await self._transport.ask("/readyz"))
 
     @call
     async def status(self) -> Status:
-        """What the service does at the moment."""
+        """Returns the current state of the service: workers, queues, jobs."""
         return await self._transport.get(Status, "/v1/status")
 
     def __repr__(self) -> str:

@@ -225,6 +225,6 @@ class Status(Answer):
     """How many there are, by type and status."""
     training: list[RunningTraining]
     owner: str | None = None
-    """Of the key."""
+    """Owner of the key."""
     scopes: tuple[str, ...] | None = None
-    """What the key allows: read, submit, admin. None from a service that does not report it."""
+    """Permissions of the key: read, submit, admin. None if the service does not report them."""

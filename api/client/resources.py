@@ -21,7 +21,7 @@ class Datasets(Part[W]):
         """Uploads an archive of images, an .npy or .npz file, an image, or a folder of images (as a zip).
 
         With `test_as_validation`, the images that are named as test images are the validation part. Without it no
-        training uses them.
+        training uses them. If the service has a dataset of the same owner with the same images, it returns that one.
         """
         with ExitStack() as opened:
             name, file = await self.way.run(partial(opened.enter_context, as_file(source)))
@@ -69,7 +69,7 @@ class Checkpoints(Part[W]):
 
     @call
     async def download(self, checkpoint_id: str, target: Path, progress: Report | None = None) -> Path:
-        """Downloads the checkpoint as a zip to the file `target`, and goes on with what an earlier try left."""
+        """Downloads the checkpoint as a zip to the file `target`, and continues an earlier download."""
         return await download(self._transport, path_of("checkpoints", checkpoint_id, "download"), target, progress)
 
     @call

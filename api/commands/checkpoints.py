@@ -34,7 +34,10 @@ def list_(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """List checkpoints: id, steps, images seen, validation bits/dim, when written, training job."""
+    """List checkpoints.
+
+    Prints id, steps, images seen, validation bits/dim, creation time and training job.
+    """
     with service_at(url, key) as client:
         found = islice(client.checkpoints.list(job=job), limit)
         head = ("checkpoint", "step", "images seen", "validation", "created", "job")
@@ -55,7 +58,7 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 @app.command()
 def show(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Print what is known of a checkpoint."""
+    """Print the record of a checkpoint."""
     with service_at(url, key) as client:
         print_object(client.checkpoints.get(checkpoint), as_json)
 
@@ -68,7 +71,10 @@ def upload(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Import the weights that the authors published; prints the checkpoint's id."""
+    """Import published weights. Prints the checkpoint's id.
+
+    The file is the .npz file of the authors.
+    """
     progress = UploadProgress("checkpoint")
     with (
         service_at(url, key) as client,
@@ -86,19 +92,20 @@ def upload(
 def download(
     checkpoint: CheckpointId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A new directory, or a file that ends in .zip.")
+        Path | None,
+        typer.Option("--output", "-o", help="New directory, or file ending in .zip. By default the id."),
     ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Download a checkpoint to a directory that flowpp.FlowPP.load reads, by default called CHECKPOINT."""
+    """Download a checkpoint. Prints the directory, which flowpp.FlowPP.load reads."""
     target = output or Path(checkpoint)
     if target.exists() and (target.suffix != ".zip" or target.is_dir()):
         raise typer.BadParameter(f"{target} exists; choose another --output")
-    again = f"`flowpp checkpoints download {checkpoint} --output {shlex.quote(str(target))}` goes on from there."
+    again = f"`flowpp checkpoints download {checkpoint} --output {shlex.quote(str(target))}` continues from there."
     stopped = (
-        f"Download interrupted: {target} was not written, and the part that has arrived is kept beside it. {again}"
+        f"Download interrupted: {target} was not written, and the part that has arrived is kept next to it. {again}"
     )
     with (
         service_at(url, key) as client,
@@ -115,7 +122,7 @@ def download(
 
 @app.command()
 def delete(checkpoint: CheckpointId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Delete a checkpoint; refused while a job uses it."""
+    """Delete a checkpoint. Refused while a job uses it."""
     with service_at(url, key) as client:
         client.checkpoints.delete(checkpoint)
     if as_json:

@@ -1,4 +1,4 @@
-"""What can be checked of a training before its images are uploaded, which may take hours."""
+"""Checks of a training before its images are uploaded, since an upload may take hours."""
 
 from contextlib import closing
 from pathlib import Path

@@ -34,7 +34,7 @@ def upload(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Upload images; prints the dataset's id."""
+    """Upload images. Prints the dataset's id."""
     from api.commands.checks import survey  # loads NumPy and Pillow, which most commands do not need
 
     survey(source, 1)
@@ -47,7 +47,7 @@ def upload(
 
 
 def send(client: Client, source: Path, test_as_validation: bool = False) -> Dataset:
-    """Uploads, and prints what was stored; or which dataset the service has with the same images."""
+    """Uploads images, and prints a summary: the new dataset, or the one that has the same images."""
     newest = next(client.datasets.list(), None)
     progress = UploadProgress("dataset")
     with on_interrupt(progress.outcome), transfer(errors, f"uploading {source.name}") as report:
@@ -64,7 +64,10 @@ def send(client: Client, source: Path, test_as_validation: bool = False) -> Data
 
 @app.command("list")
 def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List image sets: id, images, of them for validation and test, channels x height x width, when uploaded, name."""
+    """List image sets.
+
+    Prints id, images, validation images, test images, channels x height x width, upload time and name.
+    """
     with service_at(url, key) as client:
         print_list(
             ("dataset", "images", "validation", "test", "shape", "created", "name"),
@@ -84,7 +87,7 @@ def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key
 
 @app.command()
 def show(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Print what is known of an image set."""
+    """Print the record of an image set."""
     with service_at(url, key) as client:
         print_object(client.datasets.get(dataset), as_json)
 
@@ -99,7 +102,7 @@ def contact_sheet(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Write a picture of up to 64 of its images; prints the file's name."""
+    """Write a picture of up to 64 images. Prints the file's name."""
     with service_at(url, key) as client:
         picture = client.datasets.contact_sheet(dataset)
     path = output or Path(f"{dataset}.png")
@@ -112,7 +115,7 @@ def contact_sheet(
 
 @app.command()
 def delete(dataset: DatasetId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Delete an image set; refused while a job uses it."""
+    """Delete an image set. Refused while a job uses it."""
     with service_at(url, key) as client:
         client.datasets.delete(dataset)
     if as_json:

@@ -1,4 +1,4 @@
-"""Folders of images, as commands take them beside image files."""
+"""Folders of images, which commands take in place of image files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 from api.client.files import sendable
 
 MAX_IMAGES, MAX_BYTES = 4_096, 2**30
-"""Of one request: the images that the service takes, unless it was told otherwise."""
+"""Limits of one request, as the service has them by default."""
 
 
 def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -49,7 +49,7 @@ def _suffixes() -> set[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Its images, but not what is hidden."""
+    """Yields the images of a folder that are not hidden."""
     suffixes = _suffixes()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -40,7 +40,7 @@ def list_(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """List jobs: id, type, status, how far, when created, metadata."""
+    """List jobs. Prints id, type, status, progress, creation time and metadata."""
     with service_at(url, key) as client:
         found = islice(client.jobs.list(type=kind, status=status, metadata=pairs(metadata)), limit)
         print_list(("job", "type", "status", "done", "created", "metadata"), found, as_json, _row)
@@ -63,7 +63,10 @@ def show(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -
 
 @app.command()
 def watch(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Follow a job to its end; with --json, print its events. Ctrl-C stops watching; the job goes on."""
+    """Follow a job to its end. With --json, print its events.
+
+    Ctrl-C stops watching, and the job continues.
+    """
     with service_at(url, key) as client:
         leave_unless_succeeded(follow(client, client.jobs.get(job), events=as_json))
 
@@ -77,28 +80,28 @@ def _changed(job: Job, as_json: bool) -> None:
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Cancel a job; a training job keeps its last checkpoint."""
+    """Cancel a job. A training job keeps its last checkpoint."""
     with service_at(url, key) as client:
         _changed(client.jobs.cancel(job), as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Pause a training job: it writes a checkpoint and frees its worker."""
+    """Pause a training job. It writes a checkpoint and frees its worker."""
     with service_at(url, key) as client:
         _changed(client.jobs.pause(job), as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Let a paused job go on from its last checkpoint."""
+    """Resume a paused job from its last checkpoint."""
     with service_at(url, key) as client:
         _changed(client.jobs.resume(job), as_json)
 
 
 @app.command()
 def logs(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Print a training job's log lines so far; with --json, an object each."""
+    """Print a training job's log lines. With --json, print an object for each line."""
     with service_at(url, key) as client:
         text = client.jobs.logs(job)
     for line in text.splitlines():
@@ -110,7 +113,7 @@ def logs(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -
 
 @app.command()
 def attempts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List the attempts at a job: number, how it ended, when it began and ended, worker, why."""
+    """List the attempts of a job. Prints number, status, begin, end, worker and reason."""
     with service_at(url, key) as client:
         print_list(
             ("attempt", "status", "began", "ended", "worker", "why"),
@@ -129,7 +132,7 @@ def attempts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "
 
 @app.command()
 def artifacts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List the files that a job has left: name, bytes, sha256."""
+    """List the files of a job. Prints name, bytes and sha256."""
     with service_at(url, key) as client:
         print_list(
             ("artifact", "bytes", "sha256"),
@@ -142,15 +145,15 @@ def artifacts(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = 
 @app.command()
 def download(
     job: JobId,
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT]...", help="By default all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT]...", help="By default all files.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", file_okay=False, help="Directory, by default called JOB.")
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Directory. By default the job's id.")
     ] = None,
     as_json: AsJson = False,
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Download the files that a job has left; prints their paths."""
+    """Download the files of a job. Prints their paths."""
     with service_at(url, key) as client:
         found = [artifact.name for artifact in client.jobs.artifacts(job)]
         wanted = names or found
@@ -166,7 +169,7 @@ def download(
 
 @app.command()
 def delete(job: JobId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Delete a job with its checkpoints and artifacts; one that runs is cancelled first."""
+    """Delete a job, its checkpoints and its files. A running job is cancelled first."""
     with service_at(url, key) as client:
         client.jobs.delete(job)
     if as_json:

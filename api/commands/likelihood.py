@@ -27,16 +27,18 @@ from api.commands.output import (
 
 def likelihood(
     model: Model,
-    images: Annotated[list[Path] | None, typer.Argument(exists=True, help="Image files, and folders of them.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(exists=True, help="Image files and folders of them.")] = None,
     dataset: Annotated[
         str | None, typer.Option(callback=id_of("dataset"), help="A dataset's id: its validation images are scored.")
     ] = None,
-    importance_samples: Annotated[int, typer.Option(min=1, help="Noise samples an image; more: tighter bound.")] = 1,
-    bits_map: Annotated[bool, typer.Option("--bits-map", help="Also where the bits are spent, as a file.")] = False,
-    latents: Annotated[bool, typer.Option("--latents", help="Also the images' latents, as a file.")] = False,
+    importance_samples: Annotated[
+        int, typer.Option(min=1, help="Noise samples per image. More give a tighter bound.")
+    ] = 1,
+    bits_map: Annotated[bool, typer.Option("--bits-map", help="Write a map of the bits in each image.")] = False,
+    latents: Annotated[bool, typer.Option("--latents", help="Write the latents of the images.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", file_okay=False, help="Directory for the files it leaves, if any."),
+        typer.Option("--output", "-o", file_okay=False, help="Directory for the files of the job."),
     ] = None,
     metadata: Metadata = None,
     cancel_after: CancelAfter = None,
@@ -45,12 +47,12 @@ def likelihood(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Bits/dim of images under a model: of each file, and their mean. The lower, the likelier."""
+    """Score images in bits/dim. Prints each image and the mean; lower is likelier."""
     if bool(images) == bool(dataset):
         raise typer.BadParameter("give images (files or folders) or --dataset, one of the two")
     files = image_files(images or ())
     if (bits_map or latents) and output is None and not detach:
-        raise typer.BadParameter("--bits-map and --latents are files: say where to put them by --output, or --detach")
+        raise typer.BadParameter("--bits-map and --latents write files: choose a directory by --output, or --detach")
     own = pairs(metadata)
     if output is not None and not detach:
         refuse_filled(output)
@@ -90,7 +92,7 @@ def likelihood(
 
 
 def _rows(client: Client, job: Job) -> list[dict[str, Any]]:
-    """Of each image, which the result of a job on many leaves to a file."""
+    """Returns the row of each image, which is in a file if the job has many."""
     with tempfile.TemporaryDirectory() as directory:
         path = client.jobs.download(job.id, "likelihood.csv", Path(directory) / "likelihood.csv")
         with path.open(newline="", encoding="utf-8") as file:

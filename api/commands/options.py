@@ -1,4 +1,4 @@
-"""Options that many commands take, as types, and what they mean."""
+"""Options that many commands take, as types."""
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -48,7 +48,7 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id
 
 
 def _suggestions(ids: Callable[[Client], list[str]]) -> Callable[[typer.Context, str], list[str]]:
-    """Returns the ids that the service at --url has; none if it cannot be reached."""
+    """Returns a completion with the ids of the service at --url. It is empty if the service cannot be reached."""
 
     def suggest(context: typer.Context, incomplete: str) -> list[str]:
         url, key = (context.params.get(name) or "" for name in ("url", "key"))

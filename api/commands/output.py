@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, tables for people, and how a job ended."""
+"""Output of commands: JSON for programs, tables for people, and the end of a job."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def note(sentence: str) -> None:
 
 
 def _say_wait(seconds: float) -> None:
-    note(f"the service asks to wait {math.ceil(seconds)} s")
+    note(f"the service is busy; the next try is in {math.ceil(seconds)} s")
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -117,9 +117,11 @@ def on_interrupt(outcome: Callable[[], str]) -> Iterator[None]:
 
 
 def waiting_for(job: Job) -> AbstractContextManager[None]:
-    """Prints that the job goes on if a signal ends the wait for it."""
+    """Prints that the job continues if a signal ends the wait for it."""
     return on_interrupt(
-        lambda: f"Job {job.id} goes on: `flowpp jobs watch {job.id}` follows it, `flowpp jobs cancel {job.id}` ends it."
+        lambda: (
+            f"Job {job.id} continues: `flowpp jobs watch {job.id}` follows it, `flowpp jobs cancel {job.id}` ends it."
+        )
     )
 
 
@@ -195,4 +197,4 @@ def download_artifacts(client: Client, job_id: str, names: Sequence[str], direct
 
 def _downloaded(job_id: str, directory: Path, done: int, total: int) -> str:
     again = f"`flowpp jobs download {job_id} --output {shlex.quote(str(directory))}`"
-    return f"{done} of {total} files are in {directory}. Job {job_id} keeps them all; {again} goes on."
+    return f"{done} of {total} files are in {directory}. Job {job_id} keeps them all; {again} continues."

@@ -38,7 +38,7 @@ _WORDS = [
     (re.compile(r", which (?:GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE|/\S+) needs"), lambda _: ""),
     (re.compile(r"`?GET /v1/(\w+)`?"), lambda found: f"`flowpp {found[1]} list`"),
 ]
-"""What sentences of the service name, and the words of the command line for it."""
+"""Words in sentences of the service, and the words of the command line for them."""
 
 _UNDER_WAY = "the service still works on the same request, which an earlier try has sent; try again in a while"
 

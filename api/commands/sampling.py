@@ -21,12 +21,15 @@ from api.commands.output import (
 
 def sample(
     model: Model,
-    num_samples: Annotated[int | None, typer.Option("--num-samples", "-n", min=1, help="16; 9 between images.")] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option("--num-samples", "-n", min=1, help="By default 16; 9 with --interpolate."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Scale of the latents; 1 is the model.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the latents.")] = None,
     interpolate: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(exists=True, dir_okay=False, metavar="A B", help="Images on the way from image file A to B."),
+        typer.Option(exists=True, dir_okay=False, metavar="A B", help="Interpolate between the image files A and B."),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", file_okay=False, help="Directory of grid.png, samples.npz and png/.")
@@ -38,10 +41,10 @@ def sample(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Draw images from a model into a directory, all in one picture and each in its own."""
+    """Draw samples from a model. Writes one picture of all, and each as a file."""
     own = pairs(metadata)
     if interpolate and (temperature != 1 or seed is not None):
-        raise typer.BadParameter("--interpolate draws nothing: it goes with neither --temperature nor --seed")
+        raise typer.BadParameter("--interpolate uses no random latents: it goes with neither --temperature nor --seed")
     if not detach:
         refuse_filled(output)
     with service_at(url, key) as client:

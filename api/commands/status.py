@@ -10,13 +10,13 @@ from api.commands.options import AsJson, Key, Url
 from api.commands.output import FAILURE, print_json, print_table, service_at, when
 
 _LATER = 503
-"""HTTP status where Redis does not tell what it knows."""
+"""HTTP status while Redis cannot be reached."""
 
 
 def status(as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Tell whether the service can work, what waits, and how far training jobs are. Exits with 1 where it is not ready.
+    """Print the state of the service, its queues and its jobs. Exits with 1 if the service is not ready.
 
-    Jobs are those of the key's owner; with the scope admin, or without authentication, everybody's.
+    The jobs are those of the key's owner. With the scope admin, or without authentication, they are everybody's.
     """
     with service_at(url, key, max_retries=0) as client:  # the state now, not after a wait
         ready, found = client.readiness(), None

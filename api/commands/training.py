@@ -1,4 +1,4 @@
-"""`flowpp train`, and how a job is followed to its end."""
+"""`flowpp train`, and following a job to its end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,10 +60,10 @@ def train(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Train a model; prints the job's id, and follows the job to its end.
+    """Train a model. Prints the job's id, and follows the job to its end.
 
     A folder or file is checked before it is uploaded, and images that the service has already are not stored twice.
-    Ctrl-C stops watching; the job goes on. `flowpp presets NAME` prints every field that --set can change.
+    Ctrl-C stops watching, and the job continues. `flowpp presets NAME` prints every field that --set can change.
     """
     from api.commands import checks  # loads NumPy and Pillow, which most commands do not need
 
@@ -98,7 +98,7 @@ def train(
 
 
 def follow(client: Client, job: Job, events: bool = False) -> Job:
-    """The job at its end. Meanwhile it is drawn on stderr, or its `events` are printed as JSON."""
+    """Returns the job at its end. Until then draws it on stderr, or prints its `events` as JSON."""
     with waiting_for(job):
         if not events:
             return watch(client, job.id, errors)

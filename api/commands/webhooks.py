@@ -16,7 +16,7 @@ check_event = one_of(EVENTS)
 
 @app.command()
 def create(
-    address: Annotated[str, typer.Argument(metavar="URL", help="http or https, where the events are sent.")],
+    address: Annotated[str, typer.Argument(metavar="URL", help="http or https address that receives the events.")],
     event: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,7 +29,10 @@ def create(
     url: Url = LOCAL,
     key: Key = "",
 ) -> None:
-    """Make a webhook, and print it with the secret that verifies what it sends, which cannot be had again."""
+    """Create a webhook. Prints it with the secret that verifies its events.
+
+    The secret cannot be printed again.
+    """
     for name in event or ():
         check_event(name)
     with service_at(url, key) as client:
@@ -39,7 +42,7 @@ def create(
 
 @app.command("list")
 def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List webhooks: id, status, when made, address, events."""
+    """List webhooks. Prints id, status, creation time, address and events."""
     with service_at(url, key) as client:
         print_list(
             ("webhook", "status", "created", "url", "events"),
@@ -51,14 +54,14 @@ def list_(limit: Limit = 20, as_json: AsJson = False, url: Url = LOCAL, key: Key
 
 @app.command()
 def show(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Print what is known of a webhook, without its secret."""
+    """Print the record of a webhook, without its secret."""
     with service_at(url, key) as client:
         print_object(client.webhooks.get(webhook), as_json)
 
 
 @app.command()
 def delete(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Delete a webhook, and what was still to be sent to it."""
+    """Delete a webhook and its pending deliveries."""
     with service_at(url, key) as client:
         client.webhooks.delete(webhook)
     if as_json:
@@ -67,7 +70,10 @@ def delete(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: K
 
 @app.command()
 def ping(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """Send a ping, which is tried once; prints its id, under which `deliveries` tells what came of it."""
+    """Send a ping. Prints the id of its delivery.
+
+    It is tried once, and `deliveries` lists its result.
+    """
     with service_at(url, key) as client:
         delivery = client.webhooks.ping(webhook)
     if as_json:
@@ -78,7 +84,10 @@ def ping(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key
 
 @app.command()
 def deliveries(webhook: WebhookId, as_json: AsJson = False, url: Url = LOCAL, key: Key = "") -> None:
-    """List the last deliveries: id, event, status, attempts, last and next attempt, answer, why it failed."""
+    """List the last deliveries.
+
+    Prints id, event, status, attempts, last and next attempt, HTTP status and error.
+    """
     head = ("delivery", "event", "status", "attempts", "last attempt", "next attempt", "answer", "why")
     with service_at(url, key) as client:
         print_list(head, client.webhooks.deliveries(webhook), as_json, _row)

@@ -58,7 +58,7 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "ds_x", "--metadata", "me"], "--metadata me: write NAME=VALUE"),
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give images (files or folders) or --dataset"),
-        (["likelihood", "job_x", __file__, "--latents"], "say where to put them by --output"),
+        (["likelihood", "job_x", __file__, "--latents"], "choose a directory by --output"),
         (["likelihood", "job_x", Path(__file__).parent], "holds no images: no file named .apng, .bmp"),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
@@ -87,7 +87,7 @@ def test_a_wait_that_the_service_asks_for_is_said_once() -> None:
     busy = Reply(429, b'{"code": "rate_limited", "detail": "later"}', {"Retry-After": "1"})
     with busy_server(busy, Reply()) as (url, _):
         shown = flowpp("jobs", "show", "job_1", "--json", "--url", url)
-    assert shown.stderr == "the service asks to wait 1 s\n"
+    assert shown.stderr == "the service is busy; the next try is in 1 s\n"
     assert json.loads(shown.stdout)["id"] == "job_1"
 
 

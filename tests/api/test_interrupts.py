@@ -1,4 +1,4 @@
-"""Ctrl-C in each place where the command waits: what has become of the work, in words, and exit code 130."""
+"""Ctrl-C in each wait of the command: a sentence about the outcome, and exit code 130."""
 
 import os
 import signal
@@ -167,7 +167,7 @@ def test_a_job_goes_on_when_the_wait_for_it_is_stopped(command: str, signals: in
     assert code == 130
     assert out.strip() in ("", "job_1")
     if signals == 1:
-        assert "Job job_1 goes on: `flowpp jobs watch job_1` follows it, `flowpp jobs cancel job_1` ends it." in err
+        assert "Job job_1 continues: `flowpp jobs watch job_1` follows it, `flowpp jobs cancel job_1` ends it." in err
 
 
 def test_a_download_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_a_download_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:
         download = ("checkpoints", "download", "ckpt_1", "--output", target, "--url", server.url)
         code, out, err = interrupted(*download, when=reached(server))
         assert (code, out, target.exists()) == (130, "", False)
-        assert f"`flowpp checkpoints download ckpt_1 --output {target}` goes on from there." in err
+        assert f"`flowpp checkpoints download ckpt_1 --output {target}` continues from there." in err
     with stalling("send") as server:
         download = ("jobs", "download", "job_1", "--output", tmp_path / "files", "--url", server.url)
         code, out, err = interrupted(*download, when=reached(server))
     assert (code, out) == (130, "")
     assert f"0 of 1 files are in {tmp_path / 'files'}." in err
-    assert f"`flowpp jobs download job_1 --output {tmp_path / 'files'}` goes on." in err
+    assert f"`flowpp jobs download job_1 --output {tmp_path / 'files'}` continues." in err
 
 
 def test_a_service_that_is_stopped_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:

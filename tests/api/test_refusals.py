@@ -1,4 +1,4 @@
-"""What the command prints when the service refuses, and what it checks itself before it sends anything."""
+"""Refusals of the service on the command line, and the checks of the command before it sends anything."""
 
 import io
 import json

@@ -121,7 +121,7 @@ def test_a_watched_job_resizes_with_its_terminal_and_goes_on_after_ctrl_c(
         seen.process.send_signal(signal.SIGINT)
         assert seen.process.wait(PATIENCE_SECONDS) == 130
         (job,) = re.findall(r"^job_[0-9a-f]{24}", CONTROL.sub("", seen.text), re.MULTILINE)[:1]
-    assert f"job {job} goes on. Watch it with `flowpp jobs watch {job}`" in " ".join(seen.lines())
+    assert f"Job {job} continues: `flowpp jobs watch {job}` follows it" in " ".join(seen.lines())
     assert client.jobs.get(job).status == "running"
     client.jobs.cancel(job)
     assert client.jobs.wait(job, timeout=PATIENCE_SECONDS).status == "cancelled"

@@ -1,4 +1,4 @@
-"""Changes of a preset on the command line: what they mean, and what each mistake is answered with."""
+"""Changes of a preset on the command line, and the answer to each mistake."""
 
 import pytest
 

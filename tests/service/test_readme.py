@@ -14,32 +14,49 @@ from flowpp.run_directory import RunDirectory
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(?P<skip><!-- not run by the tests: .+? -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
 
 
-def test_the_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
-    (tmp_path / "reader").mkdir()
+@pytest.mark.timeout(600)
+def test_the_blocks_run_twice_from_top_to_bottom_on_another_port(tmp_path: Path) -> None:
+    reader = tmp_path / "reader"
+    reader.mkdir()
+    script = "set -euo pipefail\n" + "\n".join(as_shell(block) for block in BLOCKS if not block["skip"])
     with Stack(tmp_path / "data", port=0) as stack:
-        script = "set -euo pipefail\n" + "\n".join(as_shell(block) for block in BLOCKS if not block["skip"])
-        script = script.replace("http://127.0.0.1:8000", stack.url)
-        environment = {**os.environ, "FLOWPP_URL": stack.url, "PYTHONPATH": str(ROOT)}
-        run = subprocess.run(
-            ["bash", "-c", script],
-            cwd=tmp_path / "reader",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
-    with Image.open(tmp_path / "reader" / "grid.png") as grid:
+        assert stack.port != 8000
+        for _ in range(2):
+            run = subprocess.run(
+                ["bash", "-c", script],
+                cwd=reader,
+                env={**os.environ, "FLOWPP_URL": stack.url, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+            assert '"bits_per_dim"' in run.stdout
+            assert "/between/grid.png" in run.stdout
+            assert "event: status" in run.stdout
+    with Image.open(reader / "grid.png") as grid:
         assert grid.size == (4 * 32, 4 * 32), "16 samples of 32x32"
-    assert '"bits_per_dim"' in run.stdout
-    assert "event: status" in run.stdout
-    assert "between/grid.png" in run.stdout
-    shared = RunDirectory(tmp_path / "reader" / "shared")
-    assert [row["step"] for row in shared.read_metrics()] == list(range(1, 21)), "what torch.distributed.run trained"
+    shared = [RunDirectory(path) for path in (reader / "runs").glob("*/shared")]
+    assert len(shared) == 2
+    for each in shared:
+        assert [row["step"] for row in each.read_metrics()] == [*range(1, 21)], "the steps of torch.distributed.run"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_example_is_for_one_port_or_has_a_key_that_is_used_up(document: Path) -> None:
+    """Commands read FLOWPP_URL, which one line sets; `make serve` has the default port."""
+    text = document.read_text()
+    commands = [match["code"] for match in BLOCK.finditer(text)] + re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    for line in "\n".join(commands).splitlines():
+        if re.search(r"(127\.0\.0\.1|localhost):80\d\d", line):
+            assert line.startswith(("make serve", "export FLOWPP_URL=")), line
+        assert not re.search(r"\bClient\((?!\)|url)", line), line
+        assert not re.search(r"Idempotency-Key: (?!\$)", line), line
 
 
 def as_shell(block: dict[str, str]) -> str:
