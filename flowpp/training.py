@@ -20,6 +20,7 @@ from flowpp.learner import Learner, NonFiniteLoss, Sums
 from flowpp.ledger import Ledger
 from flowpp.likelihood import check_shape, to_symbols
 from flowpp.memory import advice
+from flowpp.native import kernels
 from flowpp.plan import OPEN, DoesNotFit, describe, is_open, taken_over, taken_up
 from flowpp.processes import Processes, joined
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunConfig, RunDirectory, TrainingError
@@ -118,7 +119,7 @@ def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -
         return config, None
     model, cuda = config.model, processes.device.type == "cuda"
     available = processes.least_memory()
-    together = config.training.model_copy(update={"num_processes": processes.size})
+    together = as_computed(config.training, processes.device).model_copy(update={"num_processes": processes.size})
     earlier = read_manifest(checkpoint).training if checkpoint else None
     try:
         chosen = taken_up(model, together, earlier, available, cuda=cuda)
@@ -135,6 +136,13 @@ def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -
         said = f"does not fit any more, {was}; from here on, {describe(model, chosen, available, cuda=cuda)}"
     plan = {name: getattr(chosen, name) for name in OPEN}
     return config.model_copy(update={"training": config.training.model_copy(update=plan)}), said
+
+
+def as_computed(training: TrainingConfig, device: torch.device) -> TrainingConfig:
+    """The recipe without `compile` if a CPU has no kernels: a plan must count the memory of plain PyTorch."""
+    if device.type == "cuda" or kernels(torch.float32) is not None:
+        return training
+    return training.model_copy(update={"compile": False})
 
 
 def _learner(config: RunConfig, image_set: ImageSet, processes: Processes, checkpoint: Path | None) -> Learner:
@@ -333,5 +341,6 @@ def naming_failures(config: RunConfig, device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        advised = advice(config.model, config.training, memory_of(device), cuda=device.type == "cuda")
+        training = as_computed(config.training, device)
+        advised = advice(config.model, training, memory_of(device), cuda=device.type == "cuda")
         raise TrainingError("out_of_memory", f"out of memory on {device}: {advised}") from error
