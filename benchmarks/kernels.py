@@ -135,7 +135,7 @@ def measure(part: Part, images: int) -> tuple[float, float]:
 
 
 def compared() -> list[str]:
-    """The levels whose kernels are measured: those that the machine supports and the compiler can build."""
+    """The measured levels: the machine supports them, and the compiler can build them."""
     found = [level for level in reversed(levels.usable()) if level != levels.PLAIN]
     return [level for level in found if cannot_build(level) is None]
 

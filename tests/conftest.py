@@ -1,4 +1,4 @@
-"""What `make test` prints first: the levels of CPU kernels at which the tests run."""
+"""Prints the tested levels of CPU kernels at the head of a test run."""
 
 import pytest
 

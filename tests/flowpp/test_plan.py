@@ -289,7 +289,7 @@ def test_a_recipe_that_leaves_nothing_open_is_not_held_up_by_an_estimate(
 
 
 def test_a_plan_without_kernels_counts_the_memory_of_plain_pytorch() -> None:
-    """It keeps more of each image, so that fewer fit into the same memory; and no kernel's allocator holds any back."""
+    """Plain PyTorch keeps more of each image, so that fewer fit into the same memory."""
     cpu = torch.device("cpu")
     with levels.at(levels.PLAIN):
         plain = as_computed(recipe(), cpu)
