@@ -1,4 +1,4 @@
-"""Each costly part of a model alone, by its kernel and by plain PyTorch, forward and backward: `make bench-kernels`.
+"""Each costly part of a model alone, by plain PyTorch and by its kernel at each level: `make bench-kernels`.
 
 One thread and the images of a lane, as training on a machine of two cores has them. The arithmetic is what
 convolutions, attention and the mixture need; the bytes are what must be read and written once, at least.
@@ -13,9 +13,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.results import table, write_section
+from flowpp import levels
 from flowpp.conditioner import Convolution, EluConvolution, GatedAttention, GateNorm, Layers
 from flowpp.coupling import MixtureCoupling
-from flowpp.fused import Fusing
+from flowpp.native import cannot_build
 
 REPETITIONS = 15
 HEIGHT, WIDTH = 32, 16
@@ -119,11 +120,8 @@ def best(function: Callable[[], object]) -> float:
     return 1000 * min(times)
 
 
-def measure(part: Part, images: int, *, fused: bool) -> tuple[float, float]:
-    """Milliseconds forward, without gradients, and backward."""
-    for module in part.module.modules():
-        if isinstance(module, Fusing):
-            module.fused = fused
+def measure(part: Part, images: int) -> tuple[float, float]:
+    """Milliseconds forward, without gradients, and backward, at the level of `flowpp.levels.at`."""
     inputs = [
         torch.randn(images, channels, HEIGHT, WIDTH).to(memory_format=torch.channels_last).requires_grad_()
         for channels in part.channels
@@ -136,30 +134,54 @@ def measure(part: Part, images: int, *, fused: bool) -> tuple[float, float]:
     return forward, best(lambda: torch.autograd.grad(out, wanted, grad, retain_graph=True))
 
 
+def compared() -> list[str]:
+    """The measured levels: the machine supports them, and the compiler can build them."""
+    found = [level for level in reversed(levels.usable()) if level != levels.PLAIN]
+    return [level for level in found if cannot_build(level) is None]
+
+
+def header() -> list[str]:
+    of_plain = ["part", "MFLOP", "MB", "plain forward ms", "backward ms"]
+    return [
+        *of_plain,
+        *(f"{level} {way}" for level in compared() for way in ("forward", "backward")),
+        "GFLOP/s",
+        "GB/s",
+    ]
+
+
+def row(name: str, images: int, part: Part) -> list[str]:
+    """Milliseconds of plain PyTorch, and how many times as fast each level is; the rates are those of the highest."""
+    with levels.at(levels.PLAIN):
+        plain = measure(part, images)
+    faster: list[str] = []
+    forward = plain[0]
+    for level in compared():
+        with levels.at(level):
+            forward, backward = measure(part, images)
+        faster += [f"{plain[0] / forward:.2f}", f"{plain[1] / backward:.2f}"]
+    size = [f"{part.flops / 1e6:.0f}" if part.flops else "", f"{part.bytes / 1e6:.1f}"]
+    rates = [f"{part.flops / forward / 1e6:.0f}" if part.flops else "", f"{part.bytes / forward / 1e6:.1f}"]
+    return [f"{name}: {part.name}", *size, *(f"{each:.2f}" for each in plain), *faster, *rates]
+
+
 def main() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     product = torch.randn(1024, 1024)
     peak = 2 * 1024**3 / best(lambda: product @ product) / 1e6
-    rows = []
     sizes = [("cifar10", 96, 4, 32, 2), ("small", 32, 4, 8, 8)]
-    cases = [(size, part) for size in sizes for part in parts(*size[1:])]
-    for (name, _, _, _, images), part in track(cases, "parts"):
-        plain = measure(part, images, fused=False)
-        ours = measure(part, images, fused=True)
-        done = [f"{ours[0]:.2f}", f"{ours[1]:.2f}", f"{plain[0] / ours[0]:.2f}", f"{plain[1] / ours[1]:.2f}"]
-        speed = f"{part.flops / ours[0] / 1e6:.0f}" if part.flops else ""
-        size = [f"{part.flops / 1e6:.0f}" if part.flops else "", f"{part.bytes / 1e6:.1f}"]
-        rows.append([f"{name}: {part.name}", *size, *done, speed, f"{part.bytes / ours[0] / 1e6:.1f}"])
+    cases = [(name, images, part) for name, *size, images in sizes for part in parts(*size, images)]
+    shown = table(header(), [row(*case) for case in track(cases, "parts")])
     torch.set_num_threads(threads)
-    header = ["part", "MFLOP", "MB", "forward ms", "backward ms", "times plain", "backward", "GFLOP/s", "GB/s"]
-    shown = table(header, rows)
     text = (
         f"One thread; the quickest of {REPETITIONS}; 32x16 positions. `cifar10`: 96 filters, 4 heads, K = 32, "
         "2 images; "
         "`small`, as in Speed: 32 filters, 4 heads, K = 8, 8 images. "
-        f"A product of 1024x1024 matrices runs at {peak:.0f} GFLOP/s.\n\n"
+        f"A product of 1024x1024 matrices runs at {peak:.0f} GFLOP/s. Milliseconds are those of plain PyTorch. Columns "
+        "of a level show how many times as fast its kernels are; GFLOP/s and GB/s are those of the highest level, "
+        "forward.\n\n"
     )
     write_section("Kernels", "make bench-kernels", text + shown, torch.device("cpu"))
     print(shown)

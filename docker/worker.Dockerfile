@@ -1,7 +1,7 @@
 # A worker, training or inference, with torch for the CPU or for CUDA by TORCH_INDEX. From the repository's root:
 #     docker build --file docker/worker.Dockerfile --build-arg TORCH_INDEX=... --tag flowpp-worker:local .
-# The CPU kernels are compiled for the very processor, hence where the container first computes, into the volume /cache;
-# that is why the image has a compiler. Docker mounts /tmp without the right to execute.
+# A container compiles the CPU kernels for its processor's level when it first computes, into the volume /cache: the image
+# has a compiler for that. Docker mounts /tmp without the right to execute.
 FROM python:3.11.15-slim-bookworm AS build
 WORKDIR /build
 COPY requirements-service.txt requirements-torch.txt ./

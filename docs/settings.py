@@ -16,7 +16,8 @@ INTRODUCTION = """# Settings
 
 Environment variables of the API and of the workers; all of them read the same, and a value out of bounds stops them
 with a sentence that names it. `docs/operations.md` says what to think of. Traces have OpenTelemetry's own variables,
-`OTEL_...`, which `docs/observability.md` lists.
+`OTEL_...`, which `docs/observability.md` lists. `FLOWPP_KERNELS`, a setting of the library, restricts the CPU kernels
+of workers: `docs/performance.md` describes it.
 
 | variable | default | bounds | is |
 |---|---|---|---|

@@ -26,7 +26,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def has_tiles(dtype: torch.dtype) -> bool:
-    """Whether kernels for this dtype use the processor's matrix tiles: those for float32, at the level `amx`."""
+    """Returns whether kernels for this dtype use matrix tiles: those for float32 do, at the level `amx`."""
     library = kernels(dtype) if dtype == torch.float32 else None
     return library is not None and level_of(library) == "amx"
 

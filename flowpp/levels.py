@@ -76,7 +76,9 @@ def levels() -> dict[str, Level]:
 
 @lru_cache
 def lacking() -> dict[str, str]:
-    """What this machine lacks for each level that it does not support, in words. The compiler is another matter."""
+    """Returns the levels that this machine does not support, each with what it lacks, in words.
+
+    A missing compiler is not among these reasons."""
     features = _features()
     missing = {name: [each for each in level.features if each not in features] for name, level in levels().items()}
     found = {name: f"the processor has no {', '.join(each)}" for name, each in missing.items() if each}
@@ -117,7 +119,7 @@ def of_environment() -> str | None:
 def at(level: str) -> Iterator[None]:
     """Inside, all threads of this process compute at this level. Raises `UnsupportedLevel`.
 
-    A recording (`flowpp.replay`) keeps the level at which it was made.
+    A recording (`flowpp.replay`) keeps the level of its first pass.
     """
     _check(level, f"the level is {level!r}")
     before, _current.level = _current.level, level

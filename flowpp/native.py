@@ -98,7 +98,7 @@ def _loaded(dtype: torch.dtype, usable: tuple[str, ...]) -> ctypes.CDLL | None:
 
 
 _warned: set[tuple[str, ...]] = set()
-"""The levels whose failures have been reported: for one dtype, not for each."""
+"""Levels with a reported failure: one warning serves both dtypes."""
 
 
 def _first(dtype: torch.dtype, usable: tuple[str, ...]) -> tuple[ctypes.CDLL | None, list[str]]:
@@ -114,7 +114,7 @@ def _first(dtype: torch.dtype, usable: tuple[str, ...]) -> tuple[ctypes.CDLL | N
 
 
 def load(dtype: torch.dtype, level: str) -> ctypes.CDLL:
-    """The kernels of exactly this level, from the first directory where they can be built and loaded.
+    """Returns the kernels of exactly this level, from the first directory that permits to build and load them.
 
     A user's cache may be full, or on a file system that does not execute programs. Raises `NotBuilt`.
     """

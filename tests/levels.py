@@ -1,4 +1,4 @@
-"""The levels at which kernel tests run here, and why not at the others."""
+"""The tested levels of kernels, and the reasons for leaving out the others."""
 
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ def left_out() -> dict[str, str]:
 
 
 def levels_here() -> list[str]:
-    """The levels of kernels at which these tests run, from the lowest to the highest."""
+    """The tested levels of kernels, from the lowest to the highest."""
     return [name for name in levels.levels() if name not in left_out()]
 
 

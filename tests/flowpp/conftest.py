@@ -28,14 +28,14 @@ NO_KERNELS = pytest.param("none", marks=pytest.mark.skip(reason="; ".join(sorted
 
 @pytest.fixture(params=levels_here() or [NO_KERNELS])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each level of kernels in turn, at which the test computes."""
+    """Runs the test at each level of kernels."""
     with levels.at(request.param):
         yield request.param
 
 
 @pytest.fixture(params=[levels.PLAIN, *levels_here()])
 def plain_or_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Plain PyTorch, then each level of kernels."""
+    """Runs the test by plain PyTorch and at each level of kernels."""
     with levels.at(request.param):
         yield request.param
 

@@ -61,7 +61,7 @@ OF_KERNELS = (of_elu_convolution, of_attention)
     ids=lambda each: f"{each[0]}-{each[1].__name__}",
 )
 def factors_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Tensor]]:
-    """What a layer's dropout multiplies by: the one of plain PyTorch, and those of the kernels at each level."""
+    """The factors of a layer's dropout: by plain PyTorch, and by the kernels at each level."""
     level, found = request.param
     with levels.at(level):
         yield found

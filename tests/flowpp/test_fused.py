@@ -69,7 +69,7 @@ def assert_alike(function: Callable, reference: Callable, *inputs: Tensor) -> No
 
 @pytest.fixture
 def without_tiles(level: str) -> None:
-    """Skips the level at which convolutions are not computed in float32."""
+    """Skips the level `amx`: it does not compute convolutions in float32."""
     if level == "amx":
         pytest.skip("convolutions run on matrix tiles, which test_tiles.py tests")
 

@@ -29,7 +29,7 @@ PROCESSORS = {
     "a hypervisor that masks AVX512BW": (AVX512.replace("avx512bw ", ""), ["baseline", "avx2"]),
     "AMX without bfloat16": (f"{AVX512} avx512_bf16 amx_tile amx_int8", ["baseline", "avx2", "avx512"]),
 }
-"""A processor's features, and the levels that it supports beside plain PyTorch."""
+"""A processor's features, and the levels of kernels that it supports."""
 
 
 @pytest.fixture

@@ -275,13 +275,13 @@ def test_a_cache_that_does_not_execute_or_is_read_only_or_full_gives_way_to_a_te
 
 
 def without(option: str) -> str:
-    """What an old compiler does with an option that it does not know."""
+    """Fails as an old compiler does if it gets an option that it does not know."""
     error = f"c++: error: unrecognized command-line option '{option}'"
     return f"""case " $* " in *" {option} "*) echo "{error}" >&2; exit 1;; esac"""
 
 
 @needs_compiler
-@pytest.mark.skipif("avx2" not in levels_here(), reason="the processor has one level of kernels")
+@pytest.mark.skipif("avx2" not in levels_here(), reason="kernels cannot be built at two levels here")
 def test_a_compiler_that_lacks_a_levels_options_builds_the_next_lower_level(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,7 +322,7 @@ ALLOWED = {
     "avx512": r"%[xyz]mm|%k[0-7]",
     "amx": r"%[xyz]mm|%k[0-7]|%tmm",
 }
-"""Registers beside the general ones that the instructions of a level use."""
+"""Vector, mask and tile registers that the instructions of a level use."""
 
 
 @needs_compiler

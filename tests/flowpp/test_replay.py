@@ -318,7 +318,7 @@ def small_model() -> FlowPP:
 
 
 def test_most_of_a_replay_is_kernels_that_python_calls_together(level: str, small_model: FlowPP) -> None:
-    """Beside kernels PyTorch is called for convolutions, where there are no matrix tiles, and for little else."""
+    """PyTorch computes the convolutions, if there are no matrix tiles, and little else."""
     convolved: list[nn.Module] = []
     for module in small_model.modules():
         if isinstance(module, Convolution):
