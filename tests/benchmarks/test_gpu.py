@@ -14,6 +14,7 @@ from benchmarks.results import RESULTS
 from benchmarks.time_to_bits import Point, Run
 from examples import photographs
 from flowpp.learner import NonFiniteLoss
+from tests.waiting import PATIENCE_SECONDS
 
 CPU = torch.device("cpu")
 H100 = "NVIDIA H100 80GB HBM3"
@@ -27,7 +28,7 @@ def images() -> RealImages:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-m", "benchmarks.gpu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_every_path_runs_on_a_cpu_with_a_tiny_model_and_no_result_is_written() -> None:
@@ -109,7 +110,9 @@ def test_large_images_are_mosaics_of_small_ones(images: RealImages) -> None:
 
 
 def test_a_run_ends_when_training_and_validation_have_come_down_to_every_target(images: RealImages) -> None:
-    found = time_to_bits.train_to((7.95, 7.8), SMOKE.model, SMOKE.recipe, images, CPU, window=32, seconds=60)
+    found = time_to_bits.train_to(
+        (7.95, 7.8), SMOKE.model, SMOKE.recipe, images, CPU, window=32, seconds=PATIENCE_SECONDS
+    )
     *before, last = found.points
     assert max(last.training, last.validation) <= 7.8
     assert all(max(point.training, point.validation) > 7.8 for point in before)
@@ -124,7 +127,7 @@ def test_a_run_that_no_longer_is_finite_ends_with_what_it_had(
         raise NonFiniteLoss(1, "5 steps in a row were not finite")
 
     monkeypatch.setattr("flowpp.learner.Learner.take_step", diverge)
-    found = time_to_bits.train_to((1,), SMOKE.model, SMOKE.recipe, images, CPU, window=32, seconds=60)
+    found = time_to_bits.train_to((1,), SMOKE.model, SMOKE.recipe, images, CPU, window=32, seconds=PATIENCE_SECONDS)
     assert found == Run([], "5 steps in a row were not finite")
     assert "The run ended early: 5 steps in a row were not finite." in time_to_bits.report(found, (1,))
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-GONE_SECONDS = 30
+from tests.waiting import PATIENCE_SECONDS
 
 
 def start(output: Path, steps: int) -> subprocess.Popen[str]:
@@ -22,7 +22,7 @@ def start(output: Path, steps: int) -> subprocess.Popen[str]:
 def test_the_demo_writes_its_summary_curve_and_samples_and_can_be_repeated(tmp_path: Path) -> None:
     for _ in range(2):
         with start(tmp_path, steps=6) as demo:
-            text, _ = demo.communicate(timeout=150)
+            text, _ = demo.communicate(timeout=PATIENCE_SECONDS)
         assert demo.returncode == 0, text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 6
@@ -46,14 +46,14 @@ def test_a_demo_that_is_interrupted_stops_everything(tmp_path: Path, signum: int
         family = psutil.Process(demo.pid).children(recursive=True)
         time.sleep(1)
         demo.send_signal(signum)
-        assert demo.wait(GONE_SECONDS) == status
+        assert demo.wait(PATIENCE_SECONDS) == status
     assert len(family) >= 4
-    assert psutil.wait_procs(family, timeout=GONE_SECONDS)[1] == []
+    assert psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1] == []
 
 
 def test_a_failed_training_job_is_told_and_exits_1(tmp_path: Path) -> None:
     with start(tmp_path, steps=0) as demo:
-        text, _ = demo.communicate(timeout=60)
+        text, _ = demo.communicate(timeout=PATIENCE_SECONDS)
     assert demo.returncode == 1
     assert "the demo failed" in text
     assert "steps" in text

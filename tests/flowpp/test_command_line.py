@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from flowpp.presets import PRESETS
 from flowpp.published import entries
 from flowpp.recording import Recorder
 from flowpp.run_directory import Result, RunDirectory, find_checkpoint
+from tests.waiting import PATIENCE_SECONDS, until
 
 COMMAND = (sys.executable, "-m", "flowpp")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -161,11 +161,8 @@ def started(directory: Path, images_file: Path, **streams: int) -> subprocess.Po
     process = subprocess.Popen(
         [*COMMAND, "train", directory, "--data", images_file, "--preset", "tiny", *changes], env=ENVIRONMENT, **streams
     )
-    deadline = time.monotonic() + 60
-    while not (directory / "metrics.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: (directory / "metrics.jsonl").exists() or process.poll() is not None)
+    assert process.poll() is None
     return process
 
 
@@ -176,7 +173,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     directory = tmp_path / "run"
     process = started(directory, images_file, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     process.send_signal(number)
-    _, sentence = process.communicate(timeout=60)
+    _, sentence = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == status
     result = read_result(directory)
     assert result["status"] == "stopped"
@@ -189,7 +186,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert again.stdout is not None
     assert json.loads(again.stdout.readline())["step"] == result["step"] + 1
     again.send_signal(number)
-    again.communicate(timeout=60)
+    again.communicate(timeout=PATIENCE_SECONDS)
     assert again.returncode == status
     steps = [row["step"] for row in RunDirectory(directory).read_metrics()]
     assert steps == list(range(1, read_result(directory)["step"] + 1))
@@ -203,13 +200,11 @@ def test_a_run_that_ends_before_its_first_checkpoint_says_so() -> None:
 def test_a_full_disk_under_its_output_does_not_end_a_run(tmp_path: Path, images_file: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         process = started(tmp_path / "run", images_file, stdout=full.fileno(), stderr=full.fileno())
-        deadline = time.monotonic() + 60
-        while len(RunDirectory(tmp_path / "run").read_metrics()) < 20:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        run = RunDirectory(tmp_path / "run")
+        until(lambda: len(run.read_metrics()) >= 20 or process.poll() is not None)
+        assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(PATIENCE_SECONDS)
     assert read_result(tmp_path / "run")["status"] == "stopped"
 
 
@@ -217,7 +212,7 @@ def test_on_a_terminal_a_bar_shows_steps_speed_and_bits_per_dim(tmp_path: Path, 
     leader, terminal = pty.openpty()
     arguments = ("train", tmp_path / "run", "--data", images_file, "--preset", "tiny", "--steps", "4")
     process = subprocess.Popen([*COMMAND, *arguments], env={**ENVIRONMENT, "TERM": "xterm"}, stdout=terminal)
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     os.close(terminal)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(leader, 100_000).decode())
     os.close(leader)

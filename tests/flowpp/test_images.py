@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -24,6 +23,7 @@ from flowpp.images import (
     expand_bits,
     reduce_bits,
 )
+from tests.cost import cost
 
 RANDOM = np.random.RandomState(0)
 RGB = RANDOM.randint(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -259,9 +259,9 @@ def test_a_compressed_bomb_beside_the_pixels_of_a_png_is_not_unpacked(bomb: byte
 
 
 def test_of_a_png_no_more_is_decompressed_than_it_has_pixels() -> None:
-    start = time.perf_counter()
-    assert decode_image(png(256, 256, data=bytes(2**28)), "a.png").shape == (256, 256, 3)
-    assert time.perf_counter() - start < 5
+    data = png(256, 256, data=bytes(2**28))
+    assert decode_image(data, "a.png").shape == (256, 256, 3)
+    assert cost(lambda: decode_image(data, "a.png")) < 1, "it was decompressed"
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
@@ -269,9 +269,9 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
     data = encoded(np.zeros((256, 256, 3), np.uint8), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     assert decode_image(data[:-2] + 20 * scan + b"\xff\xd9", "a.jpg").shape == (256, 256, 3)
-    start = time.perf_counter()
-    error = refused(data[:-2] + 10_000 * scan + b"\xff\xd9")
-    assert (error.code, time.perf_counter() - start < 0.2) == ("unsupported_format", True)
+    many = data[:-2] + 10_000 * scan + b"\xff\xd9"
+    assert refused(many).code == "unsupported_format"
+    assert cost(lambda: refused(many)) < 0.5
 
 
 @pytest.mark.parametrize("loops", [True, False])
@@ -281,10 +281,9 @@ def test_a_tiff_of_pages_without_end_is_not_walked_through(loops: bool) -> None:
     link = directory + 2 + 12 * int.from_bytes(data[directory : directory + 2], "little")
     chain = b"".join(struct.pack("<HI", 0, len(data) + 6 * (page + 1)) for page in range(300_000))
     target = directory if loops else len(data)
-    start = time.perf_counter()
     data = data[:link] + struct.pack("<I", target) + data[link + 4 :] + chain
     np.testing.assert_array_equal(decode_image(data, "a.tif"), RGB)
-    assert time.perf_counter() - start < 2
+    assert cost(lambda: decode_image(data, "a.tif")) < 5
 
 
 def test_only_the_formats_that_are_taken_are_opened() -> None:

@@ -20,6 +20,7 @@ from flowpp.presets import resolve_model, resolve_training
 from flowpp.processes import Processes
 from flowpp.sampling import images_of_latents, latent_of_seed
 from flowpp.weights import load_model
+from tests.waiting import PATIENCE_SECONDS
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_the_parts_cover_all_in_order_and_share_the_threads(
 
 def test_lanes_pass_at_the_same_time(threads: Callable[[int], None]) -> None:
     threads(2)
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=PATIENCE_SECONDS)
     assert sorted(side_by_side(lambda part: together.wait(), 2, CPU)) == [0, 1]
 
 
@@ -106,7 +107,7 @@ def test_lanes_take_up_a_new_number_of_threads(threads: Callable[[int], None]) -
 def test_two_callers_do_not_wait_for_each_other(threads: Callable[[int], None]) -> None:
     """As when a worker's thread samples while another evaluates: all four lanes meet."""
     threads(2)
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=PATIENCE_SECONDS)
     found: list[list[int]] = []
 
     def call() -> None:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from flowpp.checkpoint import verify
 from flowpp.data import ImageSet
 from flowpp.run_directory import RunDirectory
 from tests.collector import ENDPOINT, Collector, collecting
+from tests.waiting import PATIENCE_SECONDS, until
 
 SCRIPT = Path(__file__).with_name("train_in_float64.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -177,27 +177,21 @@ def test_a_stopped_run_goes_on_in_as_many_processes_bit_for_bit_and_in_others_wi
 def stop_after(step: int, arguments: list[str], directory: Path) -> None:
     """SIGTERM to the launcher, when the step is in the metrics."""
     with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while len(RunDirectory(directory).read_metrics()) < step:
-            assert process.poll() is None, process.stderr and process.stderr.read().decode()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: len(RunDirectory(directory).read_metrics()) >= step or process.poll() is not None)
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()[-3000:]
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_no_process_outlives_a_killed_launcher(image_set: ImageSet, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     arguments = command(directory, *new_run(image_set, steps=100_000, evaluation_every=100_000))
     with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 60
-        while not RunDirectory(directory).read_metrics():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(RunDirectory(directory).read_metrics)
         ranks = psutil.Process(launcher.pid).children(recursive=True)
         assert len(ranks) >= 2
         launcher.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(ranks, timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=PATIENCE_SECONDS)
     assert not alive
 
 
@@ -207,13 +201,11 @@ def test_a_killed_process_ends_the_run_without_a_result_and_it_can_be_taken_up(
     directory = tmp_path / "run"
     arguments = command(directory, *new_run(image_set))
     with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 60
-        while len(RunDirectory(directory).read_metrics()) < 6 or not RunDirectory(directory).checkpoints():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        run_directory = RunDirectory(directory)
+        until(lambda: len(run_directory.read_metrics()) >= 6 and run_directory.checkpoints())
         ranks = [process for process in psutil.Process(launcher.pid).children() if "train" in process.cmdline()]
         ranks[-1].kill()
-        assert launcher.wait(60) != 0
+        assert launcher.wait(PATIENCE_SECONDS) != 0
     result = directory / "result.json"
     assert not result.exists() or json.loads(result.read_text())["status"] == "stopped"
     run(*command(directory))
@@ -228,7 +220,7 @@ def test_two_nodes_are_two_launchers_that_meet(alone: Path, image_set: ImageSet,
         arguments = command(directory, *new_run(image_set), processes=1, launcher=meeting)
         nodes.append(subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     for node in nodes:
-        _, errors = node.communicate(timeout=120)
+        _, errors = node.communicate(timeout=PATIENCE_SECONDS)
         assert node.returncode == 0, errors.decode()[-3000:]
     assert_alike(directory, alone, 1e-9)
 
