@@ -33,7 +33,8 @@ def _kind(family: Family, name: str, pattern: bytes) -> tuple[re.Pattern[bytes],
 
 
 _FTYP = rb".{4}ftyp"
-_TEXT = rb"(?:\xef\xbb\xbf)?\s*"
+_BOM = rb"(?:\xef\xbb\xbf)?"
+_TEXT = _BOM + rb"\s*"
 _KINDS = [
     _kind(Family.IMAGE, "PNG", rb"\x89PNG\r\n\x1a\n"),
     _kind(Family.OTHER_IMAGE, "a JPEG-LS or lossless JPEG", rb"\xff\xd8\xff[\xf7\xc3]"),
@@ -61,7 +62,7 @@ _KINDS = [
     _kind(Family.OTHER_IMAGE, "FITS", rb"SIMPLE  ="),
     _kind(Family.OTHER_IMAGE, "DICOM", rb".{128}DICM"),
     _kind(Family.OTHER_IMAGE, "a raw photograph", rb"FUJIFILMCCD-RAW|II(?:RO|RS|U\0)"),
-    _kind(Family.OTHER_IMAGE, "SVG", _TEXT + rb"(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg"),
+    _kind(Family.OTHER_IMAGE, "SVG", _BOM + rb"(?:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!DOCTYPE[^>]*>|\s)*<svg"),
     _kind(Family.ARCHIVE, "a zip archive", rb"PK(?:\x03\x04|\x05\x06)"),
     _kind(Family.ARCHIVE, "a gzip file", rb"\x1f\x8b"),
     _kind(Family.ARCHIVE, "a tar archive", rb".{257}ustar"),

@@ -21,7 +21,7 @@ _TIFF_PIXELS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320,
 _TIFF_PIXELS |= {529, 530, 531, 532}  # of YCbCr
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _PHOTOMETRIC, _ORIENTATION, _COLOUR_MAP, _XMP = 254, 255, 256, 262, 274, 320, 700
 _SHORT, _LONG = 3, 4  # types of TIFF values
-_MAX_DIRECTORIES = 64
+_MAX_DIRECTORIES, _MAX_ENTRIES = 64, 1_000  # that are read of a TIFF
 
 
 class PlainImage(NamedTuple):
@@ -51,7 +51,7 @@ def plain_image(data: bytes, file_format: str) -> PlainImage:
 
 def _plain_png(data: bytes) -> PlainImage:
     """Keeps the critical chunks and tRNS, and counts the pictures of an animation (APNG)."""
-    kept, exif, xmp = [data[:8]], b"", b""
+    kept, exif, xmp, raw_profile = [data[:8]], b"", b"", b""
     frames, is_first_frame, has_pixels, depth, colour = 0, False, False, 8, 0
     for kind, content, checksum in _png_chunks(data):
         if kind == b"IHDR":
@@ -69,14 +69,14 @@ def _plain_png(data: bytes) -> PlainImage:
             is_first_frame = True
         elif kind == b"eXIf":
             exif = content
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword, text = _png_text(kind, content)
-            xmp = text if keyword == b"XML:com.adobe.xmp" else xmp
-            exif = exif or (_raw_profile(text) if keyword == b"Raw profile type exif" else b"")
+        elif kind == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0"):
+            xmp = xmp or _png_text(kind, content)
+        elif kind in (b"tEXt", b"zTXt") and content.startswith(b"Raw profile type exif\0"):
+            raw_profile = raw_profile or _png_text(kind, content)
     if kept[-1][4:8] != b"IEND":
         raise ValueError("it ends before its last chunk")
     pictures = frames + (not is_first_frame) if frames else 1  # pixels of no frame are another picture
-    return PlainImage(b"".join(kept), _orientation(exif, xmp), pictures)
+    return PlainImage(b"".join(kept), _orientation(exif or _exif_in_text(raw_profile), xmp), pictures)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
@@ -102,15 +102,15 @@ def _scaled_key(content: bytes, depth: int) -> bytes:
     return struct.pack(">H", int.from_bytes(content, "big") * 255 // (2**depth - 1))
 
 
-def _png_text(kind: bytes, content: bytes) -> tuple[bytes, bytes]:
-    """Keyword and text, the latter empty if it cannot be unpacked."""
-    keyword, _, text = content.partition(b"\0")
+def _png_text(kind: bytes, content: bytes) -> bytes:
+    """The text behind the keyword, empty if it cannot be unpacked."""
+    _, _, text = content.partition(b"\0")
     if kind == b"zTXt":
-        return keyword, _unpacked(text[1:])
+        return _unpacked(text[1:])
     if kind == b"iTXt":
         parts = text[2:].split(b"\0", 2)  # language, translated keyword, text
-        text = parts[-1] if text[:1] == b"\0" else _unpacked(parts[-1])
-    return keyword, text[:_MAX_TEXT_BYTES]
+        return parts[-1] if text[:1] == b"\0" else _unpacked(parts[-1])
+    return text
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -120,7 +120,7 @@ def _unpacked(data: bytes) -> bytes:
         return b""
 
 
-def _raw_profile(text: bytes) -> bytes:
+def _exif_in_text(text: bytes) -> bytes:
     """EXIF as ImageMagick writes it: a blank line, a name, a length, and hexadecimal digits."""
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
@@ -133,7 +133,7 @@ def _plain_jpeg(data: bytes) -> PlainImage:
 
     Further pictures after the first one, as of phones that store a gain map or a preview (MPO), are ignored.
     """
-    kept, exif, xmp, place = [data[:2]], b"", b"", 2
+    kept, exif, xmp, place = [data[:2]], list[bytes](), b"", 2
     while True:
         place = data.find(b"\xff", place)
         while data[place : place + 2] == b"\xff\xff":
@@ -154,16 +154,16 @@ def _plain_jpeg(data: bytes) -> PlainImage:
         if is_table or is_jfif or is_adobe:
             kept.append(segment)
         elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
-            exif += content[6:]
+            exif.append(content[6:])
         elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = content
         place += max(2, len(segment))
-    return PlainImage(b"".join([*kept, data[place:]]), _orientation(exif, xmp))
+    return PlainImage(b"".join([*kept, data[place:]]), _orientation(b"".join(exif), xmp))
 
 
 def _plain_webp(data: bytes) -> PlainImage:
     """Keeps the chunks of pixels, and says in VP8X that there are no others."""
-    kept, exif, xmp, pictures, place = b"", b"", b"", 0, 12
+    chunks, exif, xmp, pictures, place = list[bytes](), b"", b"", 0, 12
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while place + 8 <= end:
         kind, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
@@ -173,13 +173,14 @@ def _plain_webp(data: bytes) -> PlainImage:
                 raise ValueError(f"it ends within the chunk {_shown(kind)}")
             if kind == b"VP8X" and content:
                 content = bytes([content[0] & _WEBP_FLAGS]) + content[1:]
-            kept += kind + struct.pack("<I", length) + content + bytes(length % 2)
+            chunks.append(kind + struct.pack("<I", length) + content + bytes(length % 2))
             pictures += kind == b"ANMF"
         elif kind == b"EXIF":
             exif = content
         elif kind == b"XMP ":
             xmp = content
         place += 8 + length + length % 2
+    kept = b"".join(chunks)
     riff = b"RIFF" + struct.pack("<I", 4 + len(kept)) + b"WEBP" + kept
     return PlainImage(riff, _orientation(exif, xmp), max(1, pictures))
 
@@ -223,8 +224,8 @@ def _directory(data: bytes, start: int, order: str) -> tuple[list[_Entry], int]:
     if start + 2 > len(data):
         raise ValueError("it ends before its directory")
     (count,) = struct.unpack_from(f"{order}H", data, start)
-    if start + 2 + 12 * count > len(data):
-        raise ValueError("it ends within its directory")
+    if count > _MAX_ENTRIES or start + 2 + 12 * count > len(data):
+        raise ValueError("it ends within its directory, or has too many tags")
     entries = []
     for place in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, place)
@@ -286,7 +287,7 @@ def _exif_orientation(exif: bytes) -> int | None:
     if start + 2 > len(exif):
         return None
     (count,) = struct.unpack_from(f"{order}H", exif, start)
-    readable = min(count, (len(exif) - start - 2) // 12)
+    readable = min(count, _MAX_ENTRIES, (len(exif) - start - 2) // 12)
     whole = exif[:start] + struct.pack(f"{order}H", readable) + exif[start + 2 :]
     entries = [entry for entry in _directory(whole, start, order)[0] if entry.tag == _ORIENTATION]
     return _valid_orientation(entries[0]) if entries else None

@@ -180,7 +180,6 @@ REQUESTS: dict[str, Callable[[House], httpx.Response]] = {
     "invalid_configuration": lambda house: house.train(model={"preset": "tiny", "flow": ["squeeze"] * 6}),
     "no_training_images": lambda house: house.train(dataset=house.dataset(part="test")),
     "batch_larger_than_dataset": lambda house: house.train(training={"batch_size": 64}),
-    "too_many_processes": lambda house: house.train(training={"num_processes": 64}),
     "wrong_model": lambda house: house.train(
         model={"preset": "tiny", "filters": 16}, resume_from=house.checkpoint.id, training={"batch_size": 8}
     ),
@@ -274,6 +273,7 @@ ELSEWHERE = {
     "store_unavailable": "tests/api/test_damage.py",
     "redis_unreachable": "tests/api/test_app.py",
     "out_of_memory": "tests/worker/test_service.py",
+    "too_many_processes": "tests/worker/test_service.py",
     "worker_lost": "tests/worker/test_jobs.py",
     "nan_loss": "tests/flowpp/test_training.py",
     "bad_dataset": "tests/service/test_job_lives.py",

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import zlib
 from collections.abc import Callable
 
@@ -221,10 +220,8 @@ ANCILLARY: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", ANCILLARY)
 @pytest.mark.parametrize("at_end", [False, True])
 def test_ancillary_chunks_of_a_png_of_any_kind_leave_the_picture(kind: str, at_end: bool) -> None:
-    start = time.perf_counter()
     data = png_with(ANCILLARY[kind](), at_end=at_end)
     np.testing.assert_array_equal(decode_image(data, "a.png"), RGB)
-    assert time.perf_counter() - start < 5
 
 
 def test_exif_in_a_text_of_imagemagick_is_applied() -> None:
@@ -422,6 +419,30 @@ def test_bitmaps_with_any_header_are_read(header_size: int, top_down: bool) -> N
     rows = RGB[..., ::-1] if top_down else RGB[::-1, :, ::-1]
     head = b"BM" + struct.pack("<IHHI", 0, 7, 7, 14 + header_size)  # reserved fields that are not 0, and no length
     np.testing.assert_array_equal(decode_image(head + info + rows.tobytes(), "a.bmp"), RGB)
+
+
+HOSTILE = {
+    "PNG of packed texts of XMP": png_with(
+        1_500 * png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2**20), 9))
+    ),
+    "JPEG of short EXIF segments": jpeg_with(140_000 * segment(0xE1, b"Exif\0\0abcd")),
+    "JPEG of padding": jpeg_with(b"\xff" * 2_000_000),
+    "WebP of empty chunks": PLAIN["WEBP"] + 200_000 * b"abcd\0\0\0\0",
+    "WebP of empty chunks of pixels": b"RIFF" + struct.pack("<I", 2**21) + b"WEBP" + 200_000 * b"ALPH\0\0\0\0",
+    "TIFF of large directories": b"II*\0\x08\0\0\0" + b"\xff\xff" * 10**6,
+    "comments before no SVG": 140 * b"<!---->",
+    "white space before no SVG": 2_000 * b" ",
+}
+
+
+@pytest.mark.timeout(60)  # quadratic or exponential work would take hours
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_metadata_end_in_a_picture_or_a_refusal(kind: str) -> None:
+    if kind.startswith(("PNG", "JPEG", "WebP of empty chunks")) and not kind.endswith("pixels"):
+        assert decode_image(HOSTILE[kind], "a").shape == RGB.shape
+    else:
+        with pytest.raises(BadImages):
+            decode_image(HOSTILE[kind], "a")
 
 
 def test_the_size_is_that_of_the_turned_picture() -> None:
