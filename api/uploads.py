@@ -22,11 +22,15 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.problems import Unsupported, UploadTooLarge
+from flowpp.images import shortened
 
 MAX_FIELDS = 32
 
 _LONGEST_NAME = 200
 """Bytes of a part of a displayed name; a file system takes 255."""
+
+_MOST_FOLDERS = 16
+"""Parts of a displayed name: with more, it could be a longer path than a file system takes."""
 
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped in names: control and format characters, lone surrogates, line separators."""
@@ -58,10 +62,14 @@ class Form:
 
 @dataclass(frozen=True)
 class Upload:
-    """A form with its files on disk: what each is called, and where it lies."""
+    """A form with its files on disk: the displayed name and the path of each.
+
+    `source` is the one file, several files, or a folder with the files if their names have folders.
+    """
 
     fields: Mapping[str, str]
     files: tuple[tuple[str, Path], ...]
+    source: Path | list[Path]
 
 
 @asynccontextmanager
@@ -113,9 +121,12 @@ async def received(
 
 @asynccontextmanager
 async def saved(form: Form) -> AsyncIterator[Upload]:
-    """The form with its files in a temporary directory that goes with the block; they are read no more from `form`."""
+    """The form with its files in a temporary directory that goes with the block; they are read no more from `form`.
+
+    Raises `RequestValidationError` if files are called by paths that cannot be in one folder.
+    """
     with tempfile.TemporaryDirectory(prefix="flowpp-upload-") as directory:
-        yield Upload(form.fields, await run_in_threadpool(_save, form, Path(directory)))
+        yield await run_in_threadpool(_save, form, Path(directory))
 
 
 class _Parser(MultiPartParser):
@@ -176,17 +187,27 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         yield chunk
 
 
-def _save(form: Form, directory: Path) -> tuple[tuple[str, Path], ...]:
+def _save(form: Form, directory: Path) -> Upload:
+    is_folder = len(form.files) > 1 and any(
+        "/" in name for name, _ in form.files
+    )  # such as train/a.png, which say more
     saved = []
     for index, (name, file) in enumerate(form.files):
-        folder = directory / str(index)  # two files may have one name
-        folder.mkdir()
-        path = folder / PurePosixPath(name).name
-        with path.open("xb") as target:
+        # two files without a folder may have one name
+        path = directory / name if is_folder else directory / str(index) / PurePosixPath(name).name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            target = path.open("xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise invalid_field(
+                "file", f"{shortened(name)}: another file has this path, or is a folder of it"
+            ) from error
+        with target:
             shutil.copyfileobj(file, target, 2**20)
         file.close()  # the parser's own copy, which would take the disk's room twice
         saved.append((name, path))
-    return tuple(saved)
+    paths = [path for _, path in saved]
+    return Upload(form.fields, tuple(saved), directory if is_folder else paths[0] if len(paths) == 1 else paths)
 
 
 def display_name(filename: bytes) -> str:
@@ -197,6 +218,8 @@ def display_name(filename: bytes) -> str:
     """
     text = filename.decode("utf-8", "surrogateescape")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    if len(parts) > _MOST_FOLDERS:
+        parts = [parts[0], hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16], parts[-1]]
     return "/".join(_abbreviated("".join(map(_escaped, part))) for part in parts) or "file"
 
 

@@ -192,7 +192,7 @@ def seconds_of(retry_after: str | None) -> float:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
@@ -227,10 +227,14 @@ def _rewind(files: Any) -> None:
 def _checked_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        host = parsed.host  # raises for a malformed xn-- label
+        parsed.raw_host.decode("ascii").encode("idna")  # raises for an empty or too long label, as connecting would
+    except (httpx.InvalidURL, ValueError) as error:
         raise ValueError(f"{url!r} is no url: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not host:
         raise ValueError(f"{url!r} is no url of a service; they look like {LOCAL}")
+    if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+        raise ValueError(f"{url!r} has the port {parsed.port}; ports are from 1 to 65535")
     return url
 
 

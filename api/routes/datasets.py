@@ -80,10 +80,8 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     claim = creation.claim(dict(sent.fields), sent.files)
     if creation.existing:
         return service.datasets.get(creation.existing)
-    paths = [path for _, path in sent.files]
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
-        source = paths[0] if len(paths) == 1 else paths
-        image_set = build_image_set(source, Path(directory) / "images", limits=service.settings.dataset_limits)
+        image_set = build_image_set(sent.source, Path(directory) / "images", limits=service.settings.dataset_limits)
         if same := service.datasets.same(image_set, creation.caller.owner, claim):
             creation.response.status_code = 200
             return same

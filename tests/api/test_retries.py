@@ -159,10 +159,20 @@ def test_an_id_leads_nowhere_else_whatever_it_holds() -> None:
     ]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://example.test", "http://", "nonsense"])
+NO_URLS = ["localhost:8000", "ftp://example.test", "http://", "nonsense", "http://[::1", "http://a..b", "http://xn--a"]
+NO_URLS += ["http://\ud800", "http://" + "a" * 64, "http://a:b:c", "http://a\x00"]
+
+
+@pytest.mark.parametrize("url", NO_URLS, ids=ascii)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is no url"):
         Client(url)
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999_999])
+def test_what_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match="ports are from 1 to 65535"):
+        Client(f"http://localhost:{port}")
 
 
 def test_the_client_needs_nothing_else_of_this_repository() -> None:
