@@ -133,7 +133,7 @@ class _Parser(MultiPartParser):
     """Starlette's parser, stricter, and with the names of files from `display_name`.
 
     Starlette accepts a form without its end and leaves its last file open. It decodes by any charset that the client
-    names, of which Python has some that are no text encodings; a form is UTF-8 here. It reads a part that has only
+    names, and some charsets of Python are no text encodings; here a form is UTF-8. It reads a part that has only
     `filename*` as text.
     """
 
@@ -256,7 +256,7 @@ def _sent_name(disposition: bytes) -> bytes | None:
 
 
 def _in_utf8(name: bytes, charset: str) -> bytes:
-    """Of other charsets than ISO-8859-1 the bytes stay as they are: Python knows some that are no text encodings."""
+    """Converts ISO-8859-1. Bytes in other charsets stay as they are: some charsets of Python are no text encodings."""
     return name.decode("latin-1").encode() if charset.lower() in ("iso-8859-1", "latin1", "us-ascii") else name
 
 

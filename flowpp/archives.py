@@ -264,7 +264,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _inner_member(name: str, content: io.RawIOBase) -> Member:
-    stream = io.BufferedReader(content, 2**16)
+    stream: io.BufferedReader = io.BufferedReader(content, 2**16)
     head = stream.peek(512)
     if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
         raise BadImages("nested_archive", "is an archive inside the archive; put the images into one", name)

@@ -1,4 +1,4 @@
-"""What uploaded files are called: any bytes, shown without loss, and never what says what a file is."""
+"""Names of uploaded files: any bytes, shown without loss; the content alone determines the kind of a file."""
 
 import asyncio
 import csv
@@ -37,7 +37,7 @@ def npy() -> bytes:
 
 
 def form(*parts: tuple[bytes, bytes]) -> bytes:
-    """Of (what follows `form-data; `, content)."""
+    """A form of parts: the rest of the header after `form-data; `, and the content."""
     head = b"--B\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
     return b"".join(head % each for each in parts) + b"--B--\r\n"
 
@@ -204,7 +204,7 @@ def test_results_tell_images_apart_by_their_names(stack: Stack, client: Client, 
 
 
 def odd_folder(directory: Path) -> Path:
-    """With files whose names no text has, and one older than zip files."""
+    """A folder with names that are not UTF-8, and a file from before the first time that a zip can store."""
     folder = os.fsencode(directory) + b"/old \xe9\xff"
     os.makedirs(folder + b"/in\xe9")
     for name in (b"/caf\xe9.png", b"/caf\xe8.png", b"/in\xe9/a\nb.png", b'/"quoted".png', b"/" + b"x" * 250 + b".png"):
