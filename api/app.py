@@ -51,6 +51,10 @@ Train Flow++ models on your images, ask for the bits/dim of images, draw samples
 Upload a dataset, start a training job on it, follow its events, then name the job (meaning its best checkpoint) or a
 checkpoint as `model` of likelihood and sampling jobs. Lists come in pages: `after` the `last_id` while `has_more`.
 Errors are `application/problem+json` (RFC 9457) with a stable `code`: [all of them](/docs/errors).
+
+Every GET also answers HEAD. Send bodies without compression, and each field, parameter and name in JSON once. Files are
+recognized by their content, whatever they are called. Their names are shown as they were sent; in place of control
+characters, `\\` and bytes that are not UTF-8, an escape such as `\\n` is shown.
 """
 
 

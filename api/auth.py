@@ -140,7 +140,7 @@ def _check_local(scope: Scope, headers: Headers) -> None:
     if not _is_loopback(address) or any(name in headers for name in _FORWARDED):
         detail = "without authentication only connections over loopback are answered; set FLOWPP_AUTHENTICATION=true"
         raise Refused(403, "not_loopback", detail)
-    for name, prefix in (("host", "//"), ("origin", "")):  # a page whose name leads here, or that sends a form here
+    for name, prefix in (("host", "//"), ("origin", "")):  # DNS rebinding, and forms on pages of other sites
         sent = headers.get(name)
         if sent and not _is_loopback(_host_of(prefix + sent)):
             detail = f"without authentication only {name.title()} localhost is answered, not {sent!r:.80}"

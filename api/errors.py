@@ -24,7 +24,9 @@ REFUSALS: Mapping[str, ErrorCode] = {
         "Mend what `errors` names, each by its path.",
     ),
     "unsupported_media_type": ErrorCode(
-        (415,), "The body has a media type that the endpoint does not take.", "Send the one that `detail` names."
+        (415,),
+        "The body, or a part of it, has a media type or an encoding that the endpoint does not accept.",
+        "Send the media type that `detail` names, and the body without compression.",
     ),
     "body_too_large": ErrorCode(
         (413,), "The body has more bytes than the endpoint takes.", "Send less, or in several requests."

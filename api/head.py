@@ -5,11 +5,11 @@ from fastapi.routing import APIRoute
 
 
 def answer_head(router: APIRouter) -> None:
-    """Adds HEAD beside each GET of `router`; the server sends no body. The OpenAPI document does not show it."""
+    """Adds a HEAD route for each GET route of `router`; the server sends no body. The OpenAPI document omits them."""
     routes = [route for route in router.routes if isinstance(route, APIRoute)]
-    answered = {route.path for route in routes if "HEAD" in route.methods}
+    answered = {route.path for route in routes if "HEAD" in (route.methods or ())}
     for route in routes:
-        if "GET" in route.methods and route.path not in answered:
+        if "GET" in (route.methods or ()) and route.path not in answered:
             router.add_api_route(
                 route.path.removeprefix(router.prefix),
                 route.endpoint,

@@ -22,7 +22,10 @@ REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     408: ("The body came too slowly.", {}),
     409: ("The object's state does not allow it, or the same request is under way.", {}),
     413: ("The body, or what it holds, is too large.", {}),
-    415: ("The body is of another media type than those that are taken.", {}),
+    415: (
+        "The body has another media type than those that are accepted, or it is compressed.",
+        {"Accept-Encoding": {"schema": {"type": "string"}, "description": "`identity`, if the body is compressed."}},
+    ),
     416: ("The file ends before the range asked for.", {}),
     422: ("Something in the request is not as it must be; `errors` names fields.", {}),
     429: ("Too many requests of this key, or too many jobs wait.", _RETRY_AFTER),

@@ -28,6 +28,9 @@ MAX_FIELDS = 32
 _LONGEST_NAME = 200
 """Bytes of a part of a displayed name; a file system takes 255."""
 
+_MOST_FOLDERS = 16
+"""Parts of a displayed name: with more, it could be a longer path than a file system takes."""
+
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped in names: control and format characters, lone surrogates, line separators."""
 
@@ -58,7 +61,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Upload:
-    """A form with its files on disk: what each is called, and where it lies."""
+    """A form with its files on disk: the displayed name and the path of each."""
 
     fields: Mapping[str, str]
     files: tuple[tuple[str, Path], ...]
@@ -113,16 +116,16 @@ async def received(
 
 @asynccontextmanager
 async def saved(form: Form) -> AsyncIterator[Upload]:
-    """The form with its files in a temporary directory that goes with the block; they are read no more from `form`."""
+    """The form with its files in a temporary directory that lasts as long as the block. `form` loses its files."""
     with tempfile.TemporaryDirectory(prefix="flowpp-upload-") as directory:
-        yield Upload(form.fields, await run_in_threadpool(_save, form, Path(directory)))
+        yield await run_in_threadpool(_save, form, Path(directory))
 
 
 class _Parser(MultiPartParser):
     """Starlette's parser, stricter, and with the names of files from `display_name`.
 
     Starlette accepts a form without its end and leaves its last file open. It decodes by any charset that the client
-    names, of which Python has some that are no text encodings; a form is UTF-8 here. It reads a part that has only
+    names, and some charsets of Python are no text encodings; here a form is UTF-8. It reads a part that has only
     `filename*` as text.
     """
 
@@ -176,17 +179,16 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         yield chunk
 
 
-def _save(form: Form, directory: Path) -> tuple[tuple[str, Path], ...]:
+def _save(form: Form, directory: Path) -> Upload:
     saved = []
     for index, (name, file) in enumerate(form.files):
-        folder = directory / str(index)  # two files may have one name
-        folder.mkdir()
-        path = folder / PurePosixPath(name).name
+        path = directory / str(index) / PurePosixPath(name).name  # several files may have one name
+        path.parent.mkdir()
         with path.open("xb") as target:
             shutil.copyfileobj(file, target, 2**20)
         file.close()  # the parser's own copy, which would take the disk's room twice
         saved.append((name, path))
-    return tuple(saved)
+    return Upload(form.fields, tuple(saved))
 
 
 def display_name(filename: bytes) -> str:
@@ -197,6 +199,8 @@ def display_name(filename: bytes) -> str:
     """
     text = filename.decode("utf-8", "surrogateescape")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    if len(parts) > _MOST_FOLDERS:
+        parts = [parts[0], hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16], parts[-1]]
     return "/".join(_abbreviated("".join(map(_escaped, part))) for part in parts) or "file"
 
 
@@ -233,7 +237,7 @@ def _sent_name(disposition: bytes) -> bytes | None:
 
 
 def _in_utf8(name: bytes, charset: str) -> bytes:
-    """Of other charsets than ISO-8859-1 the bytes stay as they are: Python knows some that are no text encodings."""
+    """Converts ISO-8859-1. Bytes in other charsets stay as they are: some charsets of Python are no text encodings."""
     return name.decode("latin-1").encode() if charset.lower() in ("iso-8859-1", "latin1", "us-ascii") else name
 
 

@@ -207,7 +207,7 @@ def _retry_after(code: int, headers: httpx.Headers) -> float:
         return min(float(said[:9]), MAX_RETRY_AFTER_SECONDS)
     try:
         when = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
     seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
     return min(max(0, seconds), MAX_RETRY_AFTER_SECONDS)

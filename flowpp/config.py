@@ -308,7 +308,7 @@ def _bounded(info: FieldInfo) -> Any:
 
 
 def _default_of(info: FieldInfo) -> str:
-    if info.default is None:  # the description says what happens then
+    if info.default is None:  # the description covers that case
         return ""
     default = info.default if isinstance(info.default, str) else json.dumps(info.default)
     return f" Default: the preset's, which is {default} if the preset does not say otherwise."
@@ -319,7 +319,7 @@ DequantizerOverrides = _overrides("DequantizerOverrides", DequantizerConfig)
 ModelOverrides = _overrides(
     "ModelOverrides",
     ModelConfig,
-    dequantizer=(DequantizerOverrides | None, Field(None, description="What to change of the dequantizer.")),
+    dequantizer=(DequantizerOverrides | None, Field(None, description="Changes of the dequantizer.")),
 )
 """What a user may change of a preset's model; the image shape comes from the dataset."""
 

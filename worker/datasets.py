@@ -88,7 +88,7 @@ class Datasets:
         if not found:
             return None
         try:
-            self._store.verify(f"datasets/{dataset_id}")  # who uploads again may want to replace a damaged one
+            self._store.verify(f"datasets/{dataset_id}")  # an upload of the same images replaces a damaged dataset
         except (NotFound, DamagedArtifact):
             return None
         return found[0] if self._scripts.reuse("dataset", dataset_id, claim) else None

@@ -13,7 +13,7 @@ from typing import Literal
 Kind = Literal["job", "dataset", "checkpoint", "webhook"]
 
 PREFIXES: dict[Kind, str] = {"job": "job_", "dataset": "ds_", "checkpoint": "ckpt_", "webhook": "wh_"}
-"""What the ids of each kind begin with."""
+"""The beginning of the ids of each kind."""
 
 
 class Refusal(Exception):
@@ -31,8 +31,8 @@ class NotFound(Refusal):
 def not_found(wanted: Kind, given: str, *also: Kind) -> NotFound:
     """The error for an id that nothing of the kind `wanted` has; the request also takes ids of the kinds `also`.
 
-    If the id is of another kind, the message says so. That is read from the id: whether the object exists, and whose it
-    is, stays unsaid.
+    If the id is of another kind, the message names it. The kind comes from the id alone: the message does not reveal
+    whether another owner has such an object.
     """
     shown = given[:64]
     for kind, prefix in PREFIXES.items():

@@ -193,7 +193,7 @@ def seconds_of(retry_after: str | None) -> float:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
@@ -231,12 +231,17 @@ def _checked_url(url: str) -> str:
         raise ValueError(f"{url!r} is no url of a service (url, --url, FLOWPP_URL): did you mean http://{url}?")
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        host = parsed.host  # raises for a malformed xn-- label
+        parsed.raw_host.decode("ascii").encode("idna")  # raises for an empty or too long label, as connecting would
+    except (httpx.InvalidURL, ValueError) as error:
         raise ValueError(f"{url!r} is no url (url, --url, FLOWPP_URL): {error}") from error
     if parsed.userinfo:
         raise ValueError("the url of a service has no user and password; give a key by key, --key or FLOWPP_API_KEY")
-    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 <= (parsed.port or 0) <= 65_535:
+    if parsed.scheme not in ("http", "https") or not host:
         raise ValueError(f"{url!r} is no url of a service (url, --url, FLOWPP_URL); they look like {LOCAL}")
+    if parsed.port is not None and not 1 <= parsed.port <= 65_535:
+        message = f"{url!r} is no url of a service (url, --url, FLOWPP_URL): ports are from 1 to 65535"
+        raise ValueError(message)
     if parsed.query or parsed.fragment:
         raise ValueError(f"{url!r} is no url of a service: it ends with the port, or with the path of a proxy")
     return url

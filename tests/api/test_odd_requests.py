@@ -22,7 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Odd:
-    """A service with some of everything, whose jobs have finished, and bytes sent to it without a client's help."""
+    """Sends bytes to a service that has some of everything, without an HTTP client."""
 
     def __init__(self, port: int, ids: dict[str, list[str]]) -> None:
         self.port, self.ids = port, ids

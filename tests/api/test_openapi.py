@@ -1,4 +1,4 @@
-"""The OpenAPI document says what each field of a request means."""
+"""The OpenAPI document describes each field of a request."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -79,4 +79,4 @@ def test_the_defaults_of_some_fields_are_in_their_descriptions(document: dict[st
     training = document["components"]["schemas"]["TrainingOverrides"]["properties"]
     for name, default in (("steps", "312500"), ("learning_rate", "0.0003"), ("compile", "true"), ("milestones", "[]")):
         assert f"which is {default} if" in training[name]["description"]
-    assert "Default" not in training["memory_gib"]["description"], "it says itself what holds if it is not given"
+    assert "Default" not in training["memory_gib"]["description"]

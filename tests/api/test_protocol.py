@@ -1,4 +1,4 @@
-"""What any client may expect of HTTP: HEAD, refused encodings, single fields, and streams that end for browsers."""
+"""Standard HTTP: HEAD, refused encodings, single fields, and streams that end for browsers."""
 
 import asyncio
 import gzip
@@ -28,7 +28,7 @@ def paths(filled: Filled) -> list[str]:
         if "get" in operations:
             for name, ids in filled.ids.items():
                 path = path.replace(f"{{{name}}}", ids[-1])
-            assert "{" not in path, "a parameter of which there are no ids"
+            assert "{" not in path, "a parameter without known ids"
             found.append(path)
     assert len(found) > 15
     plain = ["/", "/dashboard/app.js", "/metrics", "/docs", "/docs/errors", "/redoc", "/openapi.json"]
@@ -41,7 +41,7 @@ def test_head_is_answered_as_get_without_a_body(filled: Filled) -> None:
         assert head.status_code == get.status_code, path
         assert head.content == b""
         assert get.status_code == 200 or path == "/readyz", path
-        if path in ("/metrics", "/v1/status", "/readyz", "/healthz"):  # whose figures change meanwhile
+        if path in ("/metrics", "/v1/status", "/readyz", "/healthz"):  # their figures change meanwhile
             assert head.headers["content-type"] == get.headers["content-type"]
             continue
         of_get, of_head = (

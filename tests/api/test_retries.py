@@ -172,10 +172,13 @@ def test_an_id_leads_nowhere_else_whatever_it_holds() -> None:
         ("ftp://example.test", "they look like http://127.0.0.1:8000"),
         ("http://", "they look like"),
         ("http:///v1", "they look like"),
-        ("http://127.0.0.1:99999", "they look like"),
+        ("http://127.0.0.1:99999", "ports are from 1 to 65535"),
+        ("http://127.0.0.1:0", "ports are from 1 to 65535"),
         ("http://127.0.0.1:8 0", "Invalid port"),
         ("http://127.0.0.1:8000?x=1", "it ends with the port"),
         ("http://127.0.0.1:8000/#x", "it ends with the port"),
+        *((url, "FLOWPP_URL") for url in ("http://[::1", "http://a..b", "http://xn--a", "http://a:b:c")),
+        *((url, "FLOWPP_URL") for url in ("http://" + "a" * 64, "http://a\x01")),
     ],
 )
 def test_what_is_no_url_is_refused(url: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

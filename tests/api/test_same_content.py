@@ -150,7 +150,7 @@ def test_equal_uploads_at_once_leave_datasets_that_are_whole(http: httpx.Client,
 def owners(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> Iterator[tuple[httpx.Client, Service, dict[str, str]]]:
-    """A service with keys of two owners, one of whom may store little."""
+    """A service with keys of two owners."""
     settings = low_limits(redis_server, tmp_path).model_copy(update={"authentication": True})
     with Service(settings) as service:
         service.redis.flushdb()

@@ -1,4 +1,4 @@
-"""An id of another kind than the one that is needed is named as what it is."""
+"""If an id is of the wrong kind, the error names its kind and the right one."""
 
 from typing import Any
 
