@@ -269,9 +269,9 @@ class TrainingConfig(Frozen):
     def too_few(self, images: int) -> str | None:
         """Returns why a new model cannot be initialized from so many training images, or None if it can be."""
         if images < LEAST_IMAGES:
-            return f"{images:,} training images are too few; a new model needs at least {LEAST_IMAGES}"
+            return f"a new model needs at least {LEAST_IMAGES} training images; there are {images:,}"
         if self.init_batch_size < LEAST_IMAGES:
-            return f"init_batch_size ({self.init_batch_size}) is too small; a new model needs at least {LEAST_IMAGES}"
+            return f"a new model needs an init_batch_size of at least {LEAST_IMAGES}; it is {self.init_batch_size}"
         return None
 
     @model_validator(mode="after")

@@ -107,6 +107,7 @@ class Likelihood:
         parts = {name: float(self._in_bits(self.column(name)).mean()) for name in ("prior", "log_det", "dequantizer")}
         return parts | {"importance": min(0.0, self.mean - sum(parts.values()))}
 
+    @np.errstate(invalid="ignore")
     def summary(self) -> dict[str, Any]:
         """The content of likelihood.json; None for figures that are NaN or infinite, which JSON does not have."""
         return {

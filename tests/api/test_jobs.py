@@ -606,10 +606,10 @@ def test_an_interpolation_has_two_ends_that_exist_and_no_temperature(
 @pytest.mark.parametrize(
     ("images", "recipe", "sentence"),
     [
-        (1, {"batch_size": 1}, "1 training images are too few; a new model needs at least 4"),
-        (3, {"batch_size": 1}, "3 training images are too few; a new model needs at least 4"),
+        (1, {"batch_size": 1}, "a new model needs at least 4 training images; there are 1"),
+        (3, {"batch_size": 1}, "a new model needs at least 4 training images; there are 3"),
         (4, {"batch_size": 1}, None),
-        (9, {"batch_size": 1, "init_batch_size": 2}, "init_batch_size (2) is too small; a new model needs at least 4"),
+        (9, {"batch_size": 1, "init_batch_size": 2}, "a new model needs an init_batch_size of at least 4; it is 2"),
         (9, {"batch_size": 1, "init_batch_size": 4}, None),
     ],
 )
@@ -617,7 +617,9 @@ def test_a_training_of_too_few_images_is_refused_with_the_number_needed(
     http: httpx.Client, service: Service, tmp_path: Path, images: int, recipe: dict[str, Any], sentence: str | None
 ) -> None:
     np.save(tmp_path / "few.npy", np.zeros((images, 8, 8, 3), np.uint8))
-    few = service.datasets.register(build_image_set(tmp_path / "few.npy", tmp_path / "few", 0.0), "few.npy")
+    few = service.datasets.register(
+        build_image_set(tmp_path / "few.npy", tmp_path / "few", validation_fraction=0), "few.npy"
+    )
     response = http.post("/v1/training-jobs", json=training(few.id, {}, recipe))
     if sentence is None:
         assert response.status_code == 202

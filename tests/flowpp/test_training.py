@@ -245,9 +245,9 @@ def test_a_run_directory_is_one_run(
 
 
 FEW: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, int], str]] = {
-    "one image": (lambda images: images[:1], {}, "1 training images are too few; a new model needs at least 4"),
-    "three images": (lambda images: images[:3], {}, "3 training images are too few; a new model needs at least 4"),
-    "a small first batch": (lambda images: images, {"init_batch_size": 3}, r"init_batch_size \(3\) is too small"),
+    "one image": (lambda images: images[:1], {}, "a new model needs at least 4 training images; there are 1"),
+    "three images": (lambda images: images[:3], {}, "a new model needs at least 4 training images; there are 3"),
+    "a small first batch": (lambda images: images, {"init_batch_size": 3}, "an init_batch_size of at least 4; it is 3"),
     "one image many times": (lambda images: images[:1].repeat(20, 0), {}, "1 of them different; .* at least 4"),
     "black images": (np.zeros_like, {}, "1 of them different; .* at least 4 different images"),
 }
@@ -259,7 +259,7 @@ def test_too_few_images_are_a_bad_dataset_with_the_number_needed(
 ) -> None:
     few, changes, sentence = FEW[name]
     np.save(tmp_path / "few.npy", few(image_set.images))
-    images = build_image_set(tmp_path / "few.npy", tmp_path / "set", 0.0)
+    images = build_image_set(tmp_path / "few.npy", tmp_path / "set", validation_fraction=0)
     with pytest.raises(TrainingError, match=sentence) as caught:
         list(train(tmp_path / "run", model=model, training=recipe(**changes), images=images))
     assert caught.value.code == "bad_dataset"
@@ -269,7 +269,7 @@ def test_a_warm_start_goes_on_with_one_image(
     tmp_path: Path, image_set: ImageSet, model: ModelConfig, finished_run: Path
 ) -> None:
     np.save(tmp_path / "one.npy", image_set.images[:1])
-    one = build_image_set(tmp_path / "one.npy", tmp_path / "set", 0.0)
+    one = build_image_set(tmp_path / "one.npy", tmp_path / "set", validation_fraction=0)
     origin = finished_run / "checkpoints" / "step-00000020"
     settings = recipe(steps=2, batch_size=1)
     events = list(train(tmp_path / "run", model=model, training=settings, images=one, resume_from=origin))
