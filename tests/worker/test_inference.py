@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
 from worker.submission import Terms, prepare_likelihood, prepare_sampling, submit_one
 from worker.warm import WarmModels
-from worker.work import LikelihoodWork, Work
+from worker.work import MOST_IN_RECORD, LikelihoodWork, Work
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +377,19 @@ def test_a_request_that_fails_is_a_failed_attempt(
     assert (attempt.failed, batch.failed) == (True, True)
     assert attempt.attributes["flowpp.job.outcome"] == "failed"
     assert (attempt.parent, batch.parent) == ("", attempt.id), "who submitted it was not seen in traces"
+
+
+def test_a_plot_that_fails_costs_a_likelihood_job_nothing_else(
+    service: Service,
+    worker: Inference,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "flowpp.plots", None)  # its import raises
+    job = score(service, checkpoint, MOST_IN_RECORD + 1)
+    worker.drain()
+    ended = service.jobs.get(job.id)
+    assert ended.status == "succeeded"
+    assert service.store.manifest(ended.artifacts).files.keys() >= {"likelihood.json", "likelihood.csv"}
+    assert "likelihood.png could not be drawn: ModuleNotFoundError" in caplog.text
