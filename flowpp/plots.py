@@ -1,4 +1,4 @@
-"""Plots as PNG files, drawn by matplotlib's Agg canvas with its own defaults, whatever the user has configured.
+"""Plots as PNG files, drawn by matplotlib's Agg canvas with its own defaults, without the user's configuration.
 
 Importing this module takes a second, since it loads matplotlib: import it inside `flowpp.decoration.decoration`.
 """

@@ -1,4 +1,4 @@
-"""What a user's environment holds breaks no command and changes no result."""
+"""A hostile environment breaks no command and changes no result."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def every_plotting_command(cwd: Path, environment: dict[str, str]) -> dict[str, 
     assert done.returncode == 0, said
     assert "could not be drawn" not in said
     for name in ("grid.png", "samples.npz", "latents.npz", "gradient.png"):
-        assert name in done.stdout.decode(errors="replace"), "the commands print what they wrote"
+        assert name in done.stdout.decode(errors="replace"), "the commands print the names of their files"
     found = {str(path.relative_to(cwd)): path.read_bytes() for path in cwd.rglob("*") if path.is_file()}
     found = {name: content for name, content in found.items() if not name.startswith("run/images/")}
     kept = {}
@@ -111,7 +111,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def hostile(name: str, tmp_path: Path) -> dict[str, str]:
-    """An environment, whose files are below `tmp_path`."""
+    """Returns a hostile environment; its files are below `tmp_path`."""
     if name == "notebook":
         return NOTEBOOK
     if name == "plain locale":
@@ -159,7 +159,7 @@ def test_a_matplotlibrc_where_the_command_is_run_changes_no_plot(tmp_path: Path,
 def test_a_plot_that_fails_is_a_warning_with_its_reason_and_costs_no_result(
     tmp_path: Path, break_it: str, reason: str
 ) -> None:
-    """Of the training curve, and of the histogram and the maps of a likelihood."""
+    """This holds for the training curve, and for the histogram and the maps of a likelihood."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
     train = ["train", "run", "--data", "images.npy", "--preset", "tiny", "--steps", "2"]
     score = ["likelihood", "run", "--images", "images.npy", "--bits-map", "--output", "score"]
