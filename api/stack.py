@@ -112,7 +112,10 @@ class Stack:
                 "uvicorn",
                 "api.app:create_app",
                 "--factory",
-                *("--app-dir", str(Path(__file__).parents[1])),  # else a folder `api` where it was started is loaded
+                *(
+                    "--app-dir",
+                    str(Path(__file__).parents[1]),
+                ),  # uvicorn would prefer a folder `api` of the current directory
                 *listen,
                 "--timeout-graceful-shutdown",
                 "3",

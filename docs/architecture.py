@@ -4,18 +4,21 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from torch import nn
 
 from flowpp.conditioner import Block, Conditioner, EluConvolution
 from flowpp.coupling import Coupling
 from flowpp.dequantization import ContextNetwork, VariationalDequantizer
+from flowpp.environment import PLOTTING, without
 from flowpp.model import FlowPP
+from flowpp.plots import own_style
 from flowpp.transforms import Compose, Inverse, Transform
+
+with without(PLOTTING):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
 FIGURE = Path(__file__).with_name("architecture.svg")
 
@@ -53,7 +56,7 @@ def write(preset: str, path: Path) -> None:
         ],
         f"one coupling, {_count(coupling)}": list(_coupling(coupling)),
     }
-    with mpl.rc_context({"svg.hashsalt": "flowpp", "font.size": 8}):
+    with own_style(**{"svg.hashsalt": "flowpp", "font.size": 8}):
         figure = Figure(figsize=(11, 7.5), layout="constrained")
         for axes, (title, boxes) in zip(figure.subplots(1, 3), columns.items(), strict=True):
             _draw(axes, title, boxes)

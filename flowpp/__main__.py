@@ -349,7 +349,9 @@ def _check_free(output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exits with its code."""
     settle_streams()
-    if not os.path.exists("."):
+    try:
+        os.getcwd()
+    except FileNotFoundError:
         _exit(2, "the current directory has been removed; change into another one")
     if logs.as_json():
         logs.install()

@@ -173,10 +173,10 @@ _C = TypeVar("_C")
 
 
 def chosen(checkpoints: Sequence[_C], metrics: Sequence[Mapping[str, float]]) -> _C | None:
-    """Returns the best of a run's checkpoints, oldest first, by their `metrics`; None if nothing tells them apart.
+    """Returns the best of a run's checkpoints, oldest first, by their `metrics`; None if the metrics do not decide.
 
-    Those that the run wrote before it diverged come first. Of them it is the one of the lowest validation bits/dim, or,
-    if none was validated and others have diverged, the newest.
+    Checkpoints from before the run diverged come first. The best has the lowest validation bits/dim of them. If none
+    was validated, it is the newest of them, or None if no checkpoint is from after that.
     """
     all_of_them = list(zip(checkpoints, metrics, strict=True))
     good = [(each, held) for each, held in all_of_them if DIVERGED not in held] or all_of_them

@@ -28,7 +28,7 @@ _TIMES = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), Te
 
 
 class _Terminal(Console):
-    """A console whose closed pipe ends no command, as rich's own would."""
+    """A console that drops its output if its pipe is closed; rich's own would end the command."""
 
     def on_broken_pipe(self) -> None:
         drop_closed_streams()

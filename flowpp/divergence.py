@@ -1,4 +1,4 @@
-"""Divergence: a run whose bits/dim stays above what no model at all would cost. Needs no torch.
+"""Divergence: the bits/dim of a run stays above the cost of a code without any model. Needs no torch.
 
 A uniform code spends `bits` bits on each channel value. The rule reads nothing but the rows of metrics.jsonl, in their
 order, so that a resumed run, each of several processes and the service come to the same decision.
@@ -18,7 +18,7 @@ SPAN = 10
 """Steps above a bound that count as staying there: a single batch may hold rare images."""
 
 RISE = 1.0
-"""Bits/dim above its best with which a run has lost what it had learned. A slow start stays near its beginning."""
+"""Bits/dim. A run this far above its best has lost its progress. A slow start stays near its beginning."""
 
 HOPELESS = 8.0
 """Bits/dim above the uniform code that no untrained model costs after its data-dependent initialization."""
@@ -86,11 +86,11 @@ class Divergence:
 
     @property
     def _bound(self) -> float:
-        """Bits/dim of training above which the run has lost what it had learned, or never learned anything."""
+        """Training bits/dim above this bound show a run that has lost its progress, or never made any."""
         return max(self._uniform, min(self._best[TRAINING] + RISE, self._uniform + HOPELESS))
 
     def _stays(self, span: "_Span", far: bool) -> bool:
-        """Whether a span has lasted, or, if it is `far` above, is all that a short run has after its warm-up."""
+        """Returns True if a span has lasted, or if it is `far` above and covers a short run after its warm-up."""
         if span.began is None:
             return False
         return self._step - span.began >= SPAN or (far and self._last and span.began <= self._recipe.warmup_steps)

@@ -1,7 +1,6 @@
-"""What a process inherits from the environment of the user who started it, and must not act on.
+"""The inherited environment: variables and streams that must neither break a process nor change its results.
 
-A notebook, a cluster's launcher or a shell exports variables for programs of its own. Here is the one list of those
-that would break ours or change its results.
+A notebook, a cluster's launcher or a shell exports variables for its own programs. This module lists them.
 """
 
 import io
@@ -12,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 PLOTTING = frozenset({"MPLBACKEND", "MATPLOTLIBRC"})
-"""They configure matplotlib, whose import raises if it cannot use them."""
+"""They configure matplotlib. Its import raises if it cannot use them."""
 
 JOINING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a process needs to know to join its group."""
+"""A process needs all of them to join its group."""
 
 _GROUP_PREFIXES = ("TORCHELASTIC_", "PET_")
 _GROUP = frozenset(
@@ -77,7 +76,7 @@ def group() -> Group:
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a Python process that is a member of no group, whoever started this one.
+    """Returns the environment for a Python process that is a member of no group.
 
     It lacks what configures a group of processes, plots and the Python interpreter (PYTHONWARNINGS, PYTHONOPTIMIZE,
     PYTHONINSPECT, ...). Text is UTF-8 in any locale, and modules of the current directory shadow none of ours.
@@ -95,8 +94,8 @@ def clean(environment: Mapping[str, str]) -> dict[str, str]:
 def settle_streams() -> None:
     """Makes the standard streams usable: closed ones lead nowhere, and characters that one lacks are escaped.
 
-    A parent may have closed them. The next file that is opened would then take the number of standard output, and
-    whatever a library prints would be written into it.
+    A parent may have closed them. The next file that this process opens would then take the number of standard output,
+    and receive the output of libraries.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

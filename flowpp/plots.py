@@ -1,4 +1,4 @@
-"""Plots as PNG files, drawn by matplotlib's Agg canvas with its own defaults, whatever the user has configured.
+"""Plots as PNG files, drawn by matplotlib's Agg canvas with its own defaults, without the user's configuration.
 
 Importing this module takes a second, since it loads matplotlib: import it inside `flowpp.decoration.decoration`.
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
-    """matplotlib's own defaults, in place of what a matplotlibrc or a style of the user has set."""
-    own = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}  # the canvas is Agg's
-    with warnings.catch_warnings(action="ignore"), mpl.rc_context(own):
+def own_style(**changes: Any) -> Iterator[None]:
+    """Sets matplotlib's own defaults and `changes` of them, in place of a matplotlibrc or a style of the user."""
+    own = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}  # each canvas is named
+    with warnings.catch_warnings(action="ignore"), mpl.rc_context(own | changes):
         yield
 
 
-@_own_style()
+@own_style()
 def write_training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Bits/dim over steps, of the lines of a metrics.jsonl: training, and validation with its standard error."""
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -62,7 +62,7 @@ def write_training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _write(figure, path)
 
 
-@_own_style()
+@own_style()
 def write_histogram(likelihood: "Likelihood", path: Path) -> None:
     """Images over bits/dim, with the mean."""
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -75,7 +75,7 @@ def write_histogram(likelihood: "Likelihood", path: Path) -> None:
     _write(figure, path)
 
 
-@_own_style()
+@own_style()
 def write_maps(images: np.ndarray, maps: np.ndarray, names: Sequence[str], label: str, path: Path) -> None:
     """Images, uint8 [N, H, W, C], each above its map, float [N, H, W]; the first 16."""
     n = min(len(images), 16)

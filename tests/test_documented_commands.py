@@ -50,7 +50,7 @@ def of_document(text: str) -> Iterator[str]:
 
 
 def of_source(path: Path) -> Iterator[str]:
-    """The inline code of all strings of a module, with X for what is formatted into them; of scripts, of the text."""
+    """Yields the inline code of all strings of a module, X in place of formatted values, or of the text of a script."""
     if path.suffix != ".py":
         yield from spans(path.read_text(encoding="utf-8"))
         return
@@ -79,12 +79,12 @@ def commands(line: str) -> Iterator[list[str]]:
 
 
 def is_ours(words: list[str]) -> bool:
-    """Whether words begin with a command that this project has."""
+    """Returns True if words begin with a command that this project has."""
     return words[0] in ("flowpp", "make", "pip") or (words[0] in ("python", "python3") and words[1:2] == ["-m"])
 
 
 def is_prefix(word: str) -> bool:
-    """Whether a word may stand before a command: a variable, a shell's word, or how docker runs it."""
+    """Returns True if a word may precede a command: a variable, a keyword of the shell, or a part of `docker run`."""
     return "=" in word or word in {"!", "until", "while", "if", "do", "then", "env", "docker", "compose", "run", "exec",
                                    "--rm", "api", "sudo", "$"}  # fmt: skip
 
@@ -109,7 +109,7 @@ def fault(words: list[str]) -> str | None:
 
 
 def fault_of(command: Any, words: list[str]) -> str | None:
-    """What of the words the command does not have: a verb or an option."""
+    """Returns the verb or the option that the command does not have, or None."""
     for index, word in enumerate(words):
         if hasattr(command, "commands") and re.fullmatch(r"[a-z][a-z-]*", word):
             if word not in command.commands:

@@ -210,5 +210,5 @@ class Checkpoints:
 
 
 def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The best of a job's checkpoints, by step, as `flowpp.checkpoint.chosen`; None if nothing tells them apart."""
+    """The best of a job's checkpoints, by step, as `flowpp.checkpoint.chosen`; None if the metrics do not decide."""
     return chosen(checkpoints, [checkpoint.metrics for checkpoint in checkpoints])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from flowpp.arguments import NotFinite
 from flowpp.devices import is_out_of_memory
+from flowpp.logs import about
 from flowpp.model import FlowPP
 from worker.jobs import Job, JobError, JobStatus, Outcome, Progress, StaleAttempt
 from worker.lease import Lease
@@ -112,7 +113,7 @@ class Results:
         if not work.leaves_files:
             return work.result(model) | also, ""
         prefix = f"jobs/{work.job.id}/attempt-{work.job.attempt}"  # a stale attempt's are nobody's
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, about(**work.job.subject):
             work.write(model, Path(directory))
             self._service.store.put(prefix, Path(directory), work.job.model_dump(mode="json"))
         return work.result(model) | also, prefix

@@ -72,7 +72,7 @@ def print_object(found: BaseModel, as_json: bool) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, headed: bool = False) -> None:
-    """Prints columns. Their names stand above them on a terminal, and in a pipe too if `headed`."""
+    """Prints columns, with a heading on a terminal; in a pipe only if `headed`."""
     table = Table(*head, box=None, pad_edge=False, show_header=bool(head) and (headed or sys.stdout.isatty()))
     for row in rows:
         table.add_row(*map(Text, row))

@@ -146,9 +146,14 @@ def test_the_validation_split_of_a_set_is_scored_alone(
     assert json.loads(capfd.readouterr().out)["num_images"] == image_set.num_validation
 
 
-def test_a_finished_run_succeeds_again(tmp_path: Path, finished_run: Path) -> None:
+def test_a_finished_run_succeeds_again_and_says_that_nothing_is_left(
+    tmp_path: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     directory = shutil.copytree(finished_run, tmp_path / "run")
     assert run("train", directory) == 0
+    output = capfd.readouterr()
+    assert f"the run in {directory} has finished its 20 steps, so that there is nothing to train" in output.err
+    assert output.out == ""
     assert read_result(directory)["status"] == "succeeded"
     assert read_result(directory)["step"] == 20
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from worker.requests import LikelihoodRequest, SamplingRequest
 from worker.service import Service
 from worker.submission import Terms, prepare_likelihood, prepare_sampling, submit_one
 from worker.warm import WarmModels
-from worker.work import LikelihoodWork, Work
+from worker.work import MOST_IN_RECORD, LikelihoodWork, Work
 
 
 @pytest.fixture(scope="module")
@@ -415,3 +416,19 @@ def test_jobs_of_a_diverged_model_fail_as_not_finite_and_others_do_not(
         assert ended.error.code == "not_finite"
         assert "not finite (NaN or infinite): the model has diverged" in ended.error.message
     assert service.jobs.get(fine.id).status == "succeeded"
+
+
+def test_a_plot_that_fails_costs_a_likelihood_job_nothing_else(
+    service: Service,
+    worker: Inference,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "flowpp.plots", None)  # its import raises
+    job = score(service, checkpoint, MOST_IN_RECORD + 1)
+    worker.drain()
+    ended = service.jobs.get(job.id)
+    assert ended.status == "succeeded"
+    assert service.store.manifest(ended.artifacts).files.keys() >= {"likelihood.json", "likelihood.csv"}
+    assert "likelihood.png could not be drawn: ModuleNotFoundError" in caplog.text

@@ -335,3 +335,78 @@ def test_the_end_is_estimated_from_the_steps_of_this_attempt(service: Service, j
     (first_begun, _, first_ended), _, (begun, _, ended) = told
     least, most = (begun - first_ended) / 2, (ended - first_begun) / 2  # seconds a step, of which 15 are to go
     assert begun + 15 * least - 0.001 <= found <= ended + 15 * most + 0.001
+
+
+def test_a_diverged_training_is_warned_of_fails_as_such_and_its_model_is_from_before(
+    service: Service, dataset: Dataset
+) -> None:
+    recipe = {"steps": 20, "learning_rate": 1.0, "warmup_steps": 5}
+    request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": recipe}
+    submit_training(service, TrainingRequest.model_validate(request))
+    job = claim(service)
+    train(service, job, threading.Event())
+    ended = service.jobs.get(job.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert ended.error.code == "diverged"
+    assert "has not recovered" in ended.error.message
+    events = service.events.page(job.id, limit=1_000).data
+    warned = [event.data["message"] for event in events if event.type == "warning"]
+    assert "training bits/dim stays above 8, which a uniform code costs, since step 6" in warned[0]
+    logged = [event.data["line"] for event in events if event.type == "log"]
+    assert any(warned[0] in line for line in logged)
+    assert {checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)} >= {20}
+    assert service.checkpoints.resolve(job.id).id == (ended.result or {})["best_checkpoint"]
+
+
+def test_the_store_keeps_the_last_checkpoint_of_before_a_divergence_as_the_jobs_model(
+    service: Service, job: Job
+) -> None:
+    service.redis.hset(f"flowpp:job:{job.id}", "max_attempts", 3)
+    run = prepare(service, job)[0]
+    reporter = Reporter(service, job, run)
+    for step in range(10, 90, 10):
+        values = {"train_bits_per_dim": 6.0 if step <= 30 else 5e4}
+        model = FlowPP(run.config.model)
+        run.append_metrics([{"step": each, "images_seen": 8 * each, **values} for each in range(step - 9, step + 1)])
+        tensors = {"model.safetensors": model.state_dict()}
+        write_checkpoint(run.checkpoint(step), tensors, model=model.config, step=step, metrics=values)
+        if step > 30:
+            run.mark_diverged(30)
+        reporter.tell()
+        assert service.checkpoints.resolve(job.id).step == min(step, 30)
+    assert [checkpoint.step for checkpoint in service.checkpoints.of_job(job.id)] == [30, 70, 80]
+
+
+def test_what_the_worker_inherits_from_a_launcher_or_a_notebook_breaks_no_training(
+    service: Service, job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("flowpp", "worker"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the one of the current directory')")
+    (tmp_path / "types.py").write_text("raise ImportError('the one of the current directory')")
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        **{"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"},
+        **{"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "another"},
+        **{"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": "/nonexistent"},
+        **{"PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2", "PYTHONINSPECT": "1", "LC_ALL": "C", "PYTHONUTF8": "0"},
+    }.items():
+        monkeypatch.setenv(name, value)
+    train(service, job, threading.Event())
+    ended = service.jobs.get(job.id)
+    assert ended.status == "succeeded", (ended.error, service.events.page(job.id, limit=1_000).data)
+    assert "training_curve.png" in service.store.manifest(ended.artifacts).files
+
+
+def test_a_group_of_processes_trains_whatever_group_the_worker_is_started_in(
+    service: Service, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "8", "RANK": "7", "PET_NPROC_PER_NODE": "8", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    recipe = {"steps": 2, "warmup_steps": 0, "num_processes": 2}
+    request = {"dataset": dataset.id, "model": {"preset": "tiny"}, "training": recipe}
+    submit_training(service, TrainingRequest.model_validate(request))
+    job = claim(service)
+    train(service, job, threading.Event())
+    assert service.jobs.get(job.id).status == "succeeded", service.events.page(job.id, limit=1_000).data
