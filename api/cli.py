@@ -86,5 +86,7 @@ def main() -> None:
         fail(f"{why}. Is `flowpp serve` running there? --url or FLOWPP_URL names another address.", UNREACHED)
     except ValueError as error:  # a url, a key or an image
         fail(str(error), BAD_INPUT)
-    except (ClientError, StackError, OSError) as error:
+    except (ClientError, StackError) as error:
         fail(str(error), FAILURE)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), FAILURE)

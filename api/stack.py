@@ -29,6 +29,7 @@ REDIS_URL = "redis.url"
 """File in the data directory: where the embedded Redis server is while the stack runs."""
 
 GRACE_SECONDS = 20  # longer than a training step and its checkpoint take on a small machine
+REPEAT_SECONDS = 0.05  # from a signal whose exception was ignored to its repetition
 LOCK_SECONDS = 2  # longer than the children of a killed stack take to be gone
 
 
@@ -215,7 +216,7 @@ def lock(data: Path) -> IO[str]:
             if time.monotonic() > deadline:
                 file.close()
                 raise StackError(
-                    f"another stack (process {owner}) uses {data}. Stop it, or choose another data directory."
+                    f"another stack (process {owner}) uses {data}. Stop it, or choose another directory by --data."
                 ) from None
             time.sleep(0.05)
         else:
@@ -226,13 +227,23 @@ def lock(data: Path) -> IO[str]:
 
 
 def exit_on_signals() -> None:
-    """Ctrl-C, SIGTERM and a closed terminal end this process as an exception does: through every `finally`."""
+    """Makes Ctrl-C, SIGTERM and a closed terminal end this process by `SystemExit`, so that every `finally` runs."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
+    def repeat(ignored: "sys.UnraisableHookArgs") -> None:
+        # Python ignores exceptions in callbacks of fork and in __del__; without this the signal would be lost there.
+        code = ignored.exc_value.code if isinstance(ignored.exc_value, SystemExit) else None
+        if not isinstance(code, int) or code <= 128:
+            sys.__unraisablehook__(ignored)
+            return
+        signal.signal(signal.SIGALRM, lambda number, frame: leave(code - 128, frame))
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
+    sys.unraisablehook = repeat
 
 
 def _require_free(port: int) -> None:
@@ -241,4 +252,5 @@ def _require_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise StackError(f"port {port} of {HOST} cannot be used: {error.strerror}. Choose another port.") from error
+            reason = f"port {port} of {HOST} cannot be used: {error.strerror}"
+            raise StackError(f"{reason}. Choose another by --port; 0 chooses a free one.") from error

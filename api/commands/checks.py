@@ -1,6 +1,5 @@
 """Checks of a training before its images are uploaded, since an upload may take hours."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def check_before_upload(client: Client, source: Path, request: TrainingRequest) 
     first image and the number of images. Raises `typer.BadParameter`, `BadImages` and `ClientError`.
     """
     _check_scope(client)
-    overrides = request.model.model_dump(exclude_none=True)  # type: ignore[attr-defined]
+    overrides = request.model.model_dump(exclude_none=True)
     preset = overrides.pop("preset")
     try:
         training = resolve_training(preset, request.training.model_dump(exclude_none=True))  # type: ignore[attr-defined]
@@ -81,14 +80,13 @@ def survey(source: Path, enough: int) -> tuple[Shape, int]:
     """
     count = 0
     first, form = "", (0, 0, 0)
-    with closing(members(source, _LIMITS)) as found:
-        for member in found:
-            for images in read_member(member, _LIMITS):
-                first, form = (first, form) if count else (member.name, images.shape[1:])
-                check_form(member.name, images.shape[1:], first, form)
-                count += len(images)
-            if count >= enough:
-                break
+    for member in members(source, _LIMITS):
+        for images in read_member(member, _LIMITS):
+            first, form = (first, form) if count else (member.name, images.shape[1:])
+            check_form(member.name, images.shape[1:], first, form)
+            count += len(images)
+        if count >= enough:
+            break
     if not count:
         raise BadImages("no_images", "holds no images", str(source))
     height, width, channels = form

@@ -10,6 +10,9 @@ from api.client.files import sendable
 MAX_IMAGES, MAX_BYTES = 4_096, 2**30
 """Limits of one request, as the service has them by default."""
 
+_SETS = {".zip", ".tar", ".gz", ".tgz", ".npy", ".npz"}
+"""Endings of files that hold many images."""
+
 
 def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
     """Files, and instead of each folder the images in it, however deep, sorted: names and paths.
@@ -21,6 +24,10 @@ def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
     for source in sources:
         if source.is_dir():
             found += [(sendable(path.relative_to(source).as_posix()), path) for path in _images(source)]
+        elif source.suffix.lower() in _SETS:
+            raise typer.BadParameter(
+                f"{source} is an image set; upload it (flowpp datasets upload {source}), and score it by --dataset"
+            )
         else:
             found.append((sendable(source.name), source))
     return found

@@ -182,7 +182,7 @@ def refuse_filled(directory: Path) -> None:
 
 def download_artifacts(client: Client, job_id: str, names: Sequence[str], directory: Path) -> list[Path]:
     """Each to its name in the directory. A name that leads out of it raises `OSError`."""
-    found = []
+    found: list[Path] = []
     for name in names:
         target = directory / name
         if not target.resolve().is_relative_to(directory.resolve()):

@@ -68,7 +68,7 @@ def train(
     from api.commands import checks  # loads NumPy and Pillow, which most commands do not need
 
     model, recipe = _changes(change or [], steps)
-    request = {
+    request: dict[str, Any] = {
         "dataset": dataset,
         "model": {"preset": preset, **model},
         "training": recipe,

@@ -151,8 +151,9 @@ def test_an_upload_that_is_stopped_after_its_last_byte_may_be_stored(tmp_path: P
 @pytest.mark.parametrize(
     ("command", "kind"), [("sample job_1", "sampling"), ("train ds_1", "training"), ("likelihood job_1", "likelihood")]
 )
-def test_a_request_for_a_job_that_is_stopped_may_have_created_it(command: str, kind: str, large: Path) -> None:
-    images = [large] if kind == "likelihood" else []
+def test_a_request_for_a_job_that_is_stopped_may_have_created_it(command: str, kind: str, tmp_path: Path) -> None:
+    images = [tmp_path / "image.png"] if kind == "likelihood" else []
+    (tmp_path / "image.png").write_bytes(b"the service reads it, not the command")
     with stalling("read all") as server:
         code, out, err = interrupted(*command.split(), *images, "--url", server.url, when=reached(server))
     assert (code, out) == (130, "")
@@ -198,3 +199,32 @@ def test_a_service_that_is_stopped_while_it_starts_leaves_nothing_behind(tmp_pat
     assert err.splitlines()[-1] == f"stopped; the data stay in {tmp_path / 'data'}"
     assert str(tmp_path / "data") not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert os.listdir(tmp_path / "data")
+
+
+def test_a_signal_is_not_lost_where_python_ignores_exceptions() -> None:
+    code = """
+import os, signal, sys, time
+from api.stack import exit_on_signals
+exit_on_signals()
+
+def interrupt():
+    signal.raise_signal(getattr(signal, sys.argv[1]))
+    time.sleep(0)
+
+class Late:
+    def __del__(self):
+        interrupt()
+
+if sys.argv[2] == "fork":
+    os.register_at_fork(after_in_parent=interrupt)
+    if not os.fork():
+        os._exit(0)
+else:
+    Late()
+time.sleep(100)
+"""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        for place in ("fork", "del"):
+            command = [sys.executable, "-c", code, name, place]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, done.stderr) == (128 + signal.Signals[name], ""), (name, place)

@@ -280,6 +280,26 @@ def test_an_upload_of_what_holds_no_images_is_refused_here(folders: dict[str, Pa
     assert not sent
 
 
+def test_an_image_set_in_place_of_an_image_is_named_with_what_would_be_right(folders: dict[str, Path]) -> None:
+    for source in ("array", "zip"):
+        refused = flowpp("likelihood", "job_1", folders[source], COLUMNS="1000")
+        assert refused.returncode == 2
+        assert f"flowpp datasets upload {folders[source]}), and score it by --dataset" in refused.stderr
+
+
+def test_a_service_that_cannot_start_says_why_and_which_option_helps(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for options, sentence in {
+        ("--port", str(stack.port), "--data", str(tmp_path / "data")): "Choose another by --port",
+        ("--port", "0", "--data", str(stack.data)): "choose another directory by --data",
+        ("--port", "0", "--data", str(tmp_path / "file" / "data")): f"{tmp_path / 'file' / 'data'}",
+    }.items():
+        refused = flowpp("serve", *options)
+        assert (refused.returncode, sentence in refused.stderr) == (1, True), refused.stderr
+        assert "Errno" not in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_a_warm_start_is_checked_before_the_upload(stack: Stack, folders: dict[str, Path], trained: object) -> None:
     before = flowpp("datasets", "list", "--url", stack.url).stdout
     train = ("train", folders["good"], "--preset", "tiny", "--detach", "--url", stack.url)

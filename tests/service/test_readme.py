@@ -19,7 +19,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_blocks_run_twice_from_top_to_bottom_on_another_port(tmp_path: Path) -> None:
     reader = tmp_path / "reader"
     reader.mkdir()
