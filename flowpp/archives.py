@@ -320,7 +320,8 @@ def _checked_entry(original: str, entry: zipfile.ZipInfo, archive_bytes: int) ->
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BadImages("unsafe_archive", "is a link or a device; only plain files are read", name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        method = zipfile.compressor_names.get(entry.compress_type, f"method {entry.compress_type}")
+        names: dict[int, str] = zipfile.compressor_names  # type: ignore[attr-defined]  # absent from its annotations
+        method = names.get(entry.compress_type, f"method {entry.compress_type}")
         raise BadImages("unsupported_archive", f"is compressed by {method}; stored or deflated entries are read", name)
     return name
 
@@ -344,7 +345,7 @@ def _tar(file: IO[bytes] | gzip.GzipFile, source: Path, limits: Limits) -> Itera
 
 def _member(name: str, content: io.RawIOBase) -> Member:
     """A file among others. Raises `BadImages` for an archive."""
-    stream = io.BufferedReader(content, 2**16)
+    stream: io.BufferedReader = io.BufferedReader(content, 2**16)
     head = stream.peek(HEAD_BYTES)
     kind = kind_of(head)
     if (kind and kind.family in (Family.ARCHIVE, Family.OTHER_ARCHIVE)) or (any(head) and tar.is_tar(head)):

@@ -138,7 +138,7 @@ def in_own_precision(
     """`method` of a model without the autocast that its caller may be in."""
 
     @wraps(method)
-    def computed(model: "FlowPP", *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+    def computed(model: "FlowPP", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         with without_autocast(model.parameter.device):
             return method(model, *arguments, **options)
 

@@ -37,8 +37,8 @@ class _TlsConnection(SSLConnection):
 
 
 class _Channel(broker.Channel):
-    connection_class = _Connection
-    connection_class_ssl = _TlsConnection
+    connection_class: Any = _Connection
+    connection_class_ssl: Any = _TlsConnection
 
 
 class Transport(broker.Transport):
