@@ -27,11 +27,13 @@ install: $(INSTALLED)  ## create .venv and install what is pinned in requirement
 demo: install  ## train, score and sample through the service on real photographs, into demo_output/
 	@$(BIN)/python -m examples.demo
 
-# Two test processes and those that they start share two cores: threads that wait for one another cost tenfold. The
-# hundreds of processes that the tests start would compile our sources anew, each for half a second, where no bytecode
-# may be written.
+# Two test processes, on any number of cores: while one waits for a process or a lease, the other computes. On a few
+# cores, threads that wait for one another cost tenfold: each process has one. The hundreds of processes that the tests
+# start would compile our sources again, each for half a second, if no bytecode may be written. UTF-8, whatever the locale.
 test: lint $(INSTALLED_TRITON)  ## lint, then run every test but those marked gpu, slow, contract, faults, soak, browser, images and aarch64
-	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images and not aarch64"
+	@env -u PYTHONDONTWRITEBYTECODE PYTHONUTF8=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m "not gpu and not slow and not contract and not faults and not soak and not browser and not images and not aarch64" \
+		|| { echo "make test has failed. One test alone: $(BIN)/python -m pytest 'PATH::NAME', as the lines above list them" >&2; exit 1; }
+	@echo "make test has passed. Of what it left out: make test-slow, test-api, test-faults, test-browser, test-images, test-gpu, test-aarch64, soak"
 
 test-slow: install  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

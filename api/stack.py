@@ -24,7 +24,7 @@ from flowpp.environment import clean
 from worker import child
 from worker.redis_server import HOST, RedisServer, RedisServerError, free_port
 
-START_SECONDS = 120  # longer than a cold import of torch on a slow disk takes
+START_SECONDS = 300  # longer than cold imports of torch take on a slow disk and a busy core
 REDIS_URL = "redis.url"
 """File in the data directory: where the embedded Redis server is while the stack runs."""
 

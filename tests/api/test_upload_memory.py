@@ -19,8 +19,9 @@ from tests.waiting import PATIENCE_SECONDS
 from worker.redis_server import RedisServer, free_port
 from worker.settings import MAX_ZIP_ENTRIES
 
-MOST_BYTES = 200_000_000
-"""Of the whole process: its peak resident set, mapped files included."""
+MOST_GROWTH_BYTES = 64 * 2**20
+"""Of the peak resident set, mapped files included, beyond that of an API that has taken a small upload. What that one
+has depends on the machine: its cores, its allocator, its C library."""
 
 
 @contextmanager
@@ -69,15 +70,22 @@ def sparse_array(path: Path, total_bytes: int) -> int:
     return count
 
 
+def peak_after_a_small_upload(client: httpx.Client, process: int, directory: Path) -> int:
+    sparse_array(directory / "small.npy", 1_000_000)
+    uploaded(client, directory / "small.npy")
+    return peak_bytes(process)
+
+
 @pytest.mark.parametrize("total_bytes", [256_000_000, pytest.param(2_000_000_000, marks=pytest.mark.slow)])
 def test_an_array_of_any_size_uploads_in_little_memory(
     redis_server: RedisServer, tmp_path: Path, total_bytes: int
 ) -> None:
     count = sparse_array(tmp_path / "images.npy", total_bytes)
     with api(redis_server, tmp_path / "data") as (client, process):
+        before = peak_after_a_small_upload(client, process, tmp_path)
         dataset = uploaded(client, tmp_path / "images.npy")
         assert dataset["num_images"] == count
-        assert peak_bytes(process) < MOST_BYTES, f"{peak_bytes(process):,} bytes"
+        assert peak_bytes(process) - before < MOST_GROWTH_BYTES, f"{peak_bytes(process):,} bytes after {before:,}"
     assert list((tmp_path / "data" / "tmp").iterdir()) == []
 
 
@@ -91,9 +99,10 @@ def test_an_archive_of_many_images_uploads_in_little_memory(
         for index in range(count):
             archive.writestr(f"photographs/{index:07d}.png", pngs[index % len(pngs)])
     with api(redis_server, tmp_path / "data") as (client, process):
+        before = peak_after_a_small_upload(client, process, tmp_path)
         dataset = uploaded(client, tmp_path / "images.zip")
         assert dataset["num_images"] == count
-        assert peak_bytes(process) < MOST_BYTES, f"{peak_bytes(process):,} bytes"
+        assert peak_bytes(process) - before < MOST_GROWTH_BYTES, f"{peak_bytes(process):,} bytes after {before:,}"
 
 
 def test_an_archive_of_more_files_is_refused_with_the_limit_before_its_directory_is_read(
