@@ -191,7 +191,7 @@ class _Entry(NamedTuple):
     raw: bytes
     tag: int
     kind: int
-    count: int
+    number: int
     value: int
     """The value if it is one SHORT or LONG; else where the values are."""
 
@@ -214,7 +214,7 @@ def _plain_tiff(data: bytes) -> PlainImage:
     if _PHOTOMETRIC in tags and tags[_PHOTOMETRIC].value == 3 and _COLOUR_MAP in tags:
         _widen_colours(plain, tags[_COLOUR_MAP], order)
     orientation = _valid_orientation(tags[_ORIENTATION]) if _ORIENTATION in tags else None
-    xmp = data[tags[_XMP].value :][: tags[_XMP].count] if _XMP in tags else b""
+    xmp = data[tags[_XMP].value :][: tags[_XMP].number] if _XMP in tags else b""
     pictures = 1 + _count_pictures(data, following, order, {start})
     return PlainImage(bytes(plain), orientation or _orientation(b"", xmp), pictures)
 
@@ -258,11 +258,11 @@ def _count_pictures(data: bytes, start: int, order: str, seen: set[int]) -> int:
 
 def _widen_colours(data: bytearray, entry: _Entry, order: str) -> None:
     """Scales a colour map that uses 8 bits of the 16; libtiff recognizes it by its greatest value, too."""
-    if entry.kind != _SHORT or entry.count < 3:
+    if entry.kind != _SHORT or entry.number < 3:
         raise NotImplementedError("is a TIFF with a colour map of another type than SHORT; save it again")
-    if entry.value + 2 * entry.count > len(data):
+    if entry.value + 2 * entry.number > len(data):
         raise ValueError("it ends within its colour map")
-    form = f"{order}{entry.count}H"
+    form = f"{order}{entry.number}H"
     colours = struct.unpack_from(form, data, entry.value)
     if max(colours) < 256:
         struct.pack_into(form, data, entry.value, *(256 * colour for colour in colours))
@@ -294,7 +294,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 
 
 def _valid_orientation(entry: _Entry) -> int:
-    is_number = entry.kind in (_SHORT, _LONG) and entry.count == 1
+    is_number = entry.kind in (_SHORT, _LONG) and entry.number == 1
     return entry.value if is_number and 1 <= entry.value <= 8 else UPRIGHT
 
 
