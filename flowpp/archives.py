@@ -25,6 +25,7 @@ _FREE_BYTES = 2**24  # bytes out before the ratio counts
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "icon\r"}
 _FOLDER = 0x10  # MS-DOS attribute of a zip entry
 _UTF8 = 0x800  # general purpose bit of a zip entry: its name is UTF-8
+_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "PPMd"}
 _UNICODE_PATH = 0x7075  # extra field of Info-ZIP
 _READ = "archives that are read are .zip, .tar and .tar.gz"
 _DAMAGE = (
@@ -44,7 +45,7 @@ class Member:
     """A file of a source: its path in there, with `/`, and its content, to be read before the next member."""
 
     name: str
-    stream: io.BufferedReader
+    stream: "io.BufferedReader[io.RawIOBase]"
 
     @property
     def file(self) -> str:
@@ -320,8 +321,7 @@ def _checked_entry(original: str, entry: zipfile.ZipInfo, archive_bytes: int) ->
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BadImages("unsafe_archive", "is a link or a device; only plain files are read", name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        names: dict[int, str] = zipfile.compressor_names  # type: ignore[attr-defined]  # absent from its annotations
-        method = names.get(entry.compress_type, f"method {entry.compress_type}")
+        method = _METHODS.get(entry.compress_type, f"method {entry.compress_type}")
         raise BadImages("unsupported_archive", f"is compressed by {method}; stored or deflated entries are read", name)
     return name
 

@@ -336,7 +336,7 @@ def test_gzip_of_a_single_file_is_named(tmp_path: Path) -> None:
 
 def test_compressions_of_a_zip_are_named(tmp_path: Path) -> None:
     data = bytearray(write_zip(tmp_path / "a.zip", {"a.png": b"first"}).read_bytes())
-    for method, name in ((9, "deflate64"), (93, "method 93"), (14, "lzma")):
+    for method, name in ((9, "deflate64"), (93, "zstd"), (77, "method 77"), (14, "lzma")):
         data[data.index(b"PK\3\4") + 8] = data[data.index(b"PK\1\2") + 10] = method
         (tmp_path / "a.zip").write_bytes(data)
         error = refused(tmp_path / "a.zip")
