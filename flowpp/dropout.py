@@ -1,7 +1,7 @@
-"""Dropout: only a training step drops. What it drops is a function of the step's seed and the layer.
+"""Dropout: only a training step drops. The seed of the step and the layer determine the mask.
 
-A pass outside of `dropping` never drops, whatever the mode of the model and of its modules. So one model can serve
-several threads while none of them changes a flag that the others read.
+A pass outside of `dropping` never drops, in any mode of the model and of its modules. So one model can serve several
+threads while none of them changes a flag that the others read.
 """
 
 import threading

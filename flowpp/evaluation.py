@@ -64,7 +64,7 @@ def evaluate(learner: Learner, images: np.ndarray, stop: Callable[[], bool]) -> 
 
 
 def draw_samples(learner: Learner, stop: Callable[[], bool]) -> np.ndarray | None:
-    """16 samples, always of the same latents, uint8 [16, H, W, C]. Returns None if the run is to stop.
+    """16 samples, always of the same latents, uint8 [16, H, W, C]. Returns None if the run stops.
 
     The leader draws them, and the others return 0 of them. The leader also returns 0 if they are not finite: a model
     can have finite bits/dim, and latents that it cannot decode.

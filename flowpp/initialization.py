@@ -53,8 +53,8 @@ def initializing(module: nn.Module) -> Iterator[None]:
 def inverse_deviation(variance: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(variance + epsilon), as the authors have it; 1 if the variance is no more than epsilon.
 
-    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify whatever
-    differs from the batch.
+    Such a variance is rounding: the batch does not show the spread, and 1 / sqrt(epsilon) would amplify every other
+    input without bound.
     """
     return torch.where(variance > epsilon, torch.rsqrt(variance + epsilon), torch.ones_like(variance))
 

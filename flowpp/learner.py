@@ -210,7 +210,7 @@ class Learner:
         self.ema.load_state_dict(read_weights(directory, average, self.ema.state_dict()))
 
     def load(self, directory: Path) -> None:
-        """Takes up the state of a checkpoint of the same model, in the dtype of its files. Raises `BadCheckpoint`."""
+        """Loads the state of a checkpoint of the same model, in the dtype of its files. Raises `BadCheckpoint`."""
         manifest = read_manifest(directory)
         for module, name in ((self.model, MODEL), (self.ema, EMA)):
             weights = read_weights(directory, name, module.state_dict())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowpp.arguments import CAUSE, NotFinite, check_finite, form_of, whole
+from flowpp.arguments import CAUSE, MOST_SEED, NotFinite, check_finite, form_of, whole
 from flowpp.config import ModelConfig, Shape
 from flowpp.data import BadImages, reduce_bits
 from flowpp.decoration import decoration
@@ -128,7 +128,7 @@ class Likelihood:
     def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of likelihood.csv, one an image; standard errors are of the estimate over other noise.
 
-        None stands for what is NaN or infinite.
+        NaN and infinity become None.
         """
         per_nat = -self._in_bits(1.0)
         for name, bits, (log_prob, effective, error, *_) in zip(
@@ -147,7 +147,7 @@ class Likelihood:
     def write(self, directory: Path, names: Sequence[str]) -> None:
         """Writes likelihood.json (the summary), likelihood.csv (a row an image) and likelihood.png (a histogram).
 
-        The histogram is not written if no log-likelihood is finite.
+        The histogram shows finite log-likelihoods, and is not written if there are none.
         """
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "likelihood.json", json.dumps(self.summary(), indent=2).encode() + b"\n")
@@ -221,7 +221,7 @@ def estimate(
         raise ValueError(f"{len(seeds):,} seeds for {len(images):,} images; each image has its own")
     device = next(model.parameters()).device
     symbols = to_symbols(images, model)
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator(device).manual_seed(whole("seed", seed, 0, MOST_SEED)) for seed in seeds]
     log_sum = torch.full((len(images),), -math.inf, dtype=torch.float64, device=device)
     log_sum_of_squares = log_sum
     parts = torch.zeros((3, len(images)), dtype=torch.float64, device=device)
@@ -302,7 +302,7 @@ def to_symbols(images: np.ndarray, model: FlowPP) -> Tensor:
 
 
 def check_images(images: np.ndarray, config: ModelConfig) -> None:
-    """Raises `BadImages` for what is no array of 8-bit images, uint8 [N, H, W, C], or does not fit the model."""
+    """Raises `BadImages` unless `images` are 8-bit images, uint8 [N, H, W, C], that fit the model."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
         raise BadImages(
             "unsupported_array", f"the images are {form_of(images)}; expected is a NumPy array, uint8 [N, H, W, C]"

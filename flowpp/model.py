@@ -182,7 +182,7 @@ class FlowPP(nn.Module):
         parameter = next(self.flow.parameters())
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"the weights are {parameter.dtype}, in which x + u has no place for the noise u; "
+                f"the weights are {parameter.dtype}, too coarse for x + u; "
                 "convert the model by model.float() to compute with it"
             )
         if parameter.is_meta:
@@ -262,8 +262,8 @@ class FlowPP(nn.Module):
     ) -> Tensor:
         """The objective of a training step in bits/dim: uint8 [B, C, H, W] -> float64 [B]; minimize its mean.
 
-        It is `bits_per_dim` under dropout in those modules that are in training mode. `dropout_seed` decides what is
-        dropped, else torch's generator does. `noise` [B, C, H, W] replaces `draw_noise`'s. The result may be NaN.
+        It is `bits_per_dim` under dropout in those modules that are in training mode. The mask comes from
+        `dropout_seed`, or else from torch's generator. `noise` [B, C, H, W] replaces `draw_noise`'s. The result may be NaN.
         """
         x, noise = self._symbols(images, generator, noise)
         seed = None if dropout_seed is None else whole("dropout_seed", dropout_seed, 0)

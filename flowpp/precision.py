@@ -1,7 +1,7 @@
-"""Precision: what computes in the dtype of its tensors, whatever `torch.autocast` surrounds it.
+"""Precision: passes compute in the dtype of their tensors, also under `torch.autocast`.
 
-Autocast would round mixtures and log-determinants to 8 bits, and hand bfloat16 gradients to kernels of float32.
-`FlowPP.economize(bfloat16=True)` reduces the precision of those layers that tolerate it.
+Autocast would round mixtures and log-determinants to 8 bits, and give bfloat16 gradients to kernels of float32.
+`FlowPP.economize(bfloat16=True)` reduces the precision where layers tolerate it.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowpp.arguments import form_of, real, whole
+from flowpp.arguments import MOST_SEED, form_of, real, whole
 from flowpp.data import encode_png, expand_bits
 from flowpp.decoration import decoration
 from flowpp.durable import replace_file
@@ -44,8 +44,8 @@ def sample_of_seeds(model: FlowPP, seeds: Sequence[int], temperature: float = 1.
 
 def latent_of_seed(model: FlowPP, seed: int) -> torch.Tensor:
     """A latent of the prior, [1, *latent_shape]."""
-    parameter = next(model.parameters())
-    generator = torch.Generator(parameter.device).manual_seed(seed)
+    parameter = model.parameter
+    generator = torch.Generator(parameter.device).manual_seed(whole("seed", seed, 0, MOST_SEED))
     shape = (1, *model.config.latent_shape)
     return torch.randn(shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
 

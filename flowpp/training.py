@@ -335,7 +335,7 @@ def _open(config: RunConfig, run: RunDirectory) -> ImageSet:
 
 
 def _find_checkpoint(run: RunDirectory, config: RunConfig, image_set: ImageSet) -> Path | None:
-    """The run's newest complete checkpoint, to take up from. Without one, checks what it is to start from.
+    """Returns the run's newest complete checkpoint. If there is none, checks that the run can start.
 
     A new model needs enough images for its initialization; a warm start does not.
     """

@@ -60,7 +60,7 @@ def read_tensors(directory: Path, name: str, expected: Tensors) -> dict[str, Ten
     for key, tensor in found.items():
         if tensor.dtype != expected[key].dtype:
             raise BadCheckpoint(
-                f"{directory / name} holds {key} as {tensor.dtype}; the weights beside it need {expected[key].dtype}"
+                f"{directory / name} holds {key} as {tensor.dtype}; the weights need {expected[key].dtype}"
             )
     return found
 

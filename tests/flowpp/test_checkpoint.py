@@ -197,7 +197,7 @@ def test_weights_that_are_not_floating_point_are_refused(checkpoint: Path, dtype
 def test_a_resumed_run_has_the_dtype_of_its_files(
     image_set: ImageSet, tmp_path: Path, dtype: torch.dtype, default: torch.dtype
 ) -> None:
-    """Weights, average and optimizer; and it goes on as the run would have done."""
+    """Weights, average and optimizer; its next step is that of the first run."""
     recipe, processes = PRESETS["tiny"].training, Processes(0, 1, torch.device("cpu"))
     model = resolve_model("tiny", {"dropout": 0.1}, image_set.shape)
     with surrounded(dtype, "cpu"):

@@ -83,7 +83,7 @@ def test_the_same_images_and_seeds_give_the_same_model(images: Tensor) -> None:
 
 
 def kinds_of_images(n: int) -> dict[str, Tensor]:
-    """uint8 [n, 3, 8, 8], at least four of which differ; those with little spread."""
+    """uint8 [n, 3, 8, 8] with at least four different images, some with little spread."""
     generator = torch.Generator().manual_seed(n)
     noise = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=generator)
     margins, channel, dark, dotted = noise.clone(), noise.clone(), noise // 128, torch.zeros_like(noise)

@@ -214,7 +214,7 @@ def refuse(constant: str) -> None:
 def test_likelihoods_that_are_not_finite_are_null_in_the_files(
     tmp_path: Path, value: float, importance_samples: int, share: int
 ) -> None:
-    """Of all three images, or of the first one."""
+    """The first image has them, or all three."""
     estimates = np.full((3, 6), -100.0)
     estimates[:, COLUMNS.index("effective_sample_size")] = 1
     estimates[:, COLUMNS.index("standard_error")] = 0.1 if importance_samples > 1 else math.nan

@@ -1,4 +1,4 @@
-"""What passes of a model do not depend on: module modes, autocast, the arguments' types, and the default device."""
+"""Passes of a model give the same numbers in all module modes, under autocast, and for all types of arguments."""
 
 import copy
 import math
@@ -488,7 +488,7 @@ BROKEN: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("way", BROKEN)
 @pytest.mark.parametrize("ablation", ["Flow++", "uniform dequantization", "affine coupling", "ImageNet 32", "1-bit"])
 def test_a_model_with_weights_that_are_not_finite_raises(ablation: str, way: str, replay: bool) -> None:
-    """Whichever layer has them: the first normalization of the flow, the last convolution of its last coupling."""
+    """The first normalization of the flow has them, or the last convolution of its last coupling."""
     config = ModelConfig(**{**SMALL, **ABLATIONS[ablation]})
     torch.manual_seed(0)
     healthy = FlowPP(config).requires_grad_(False)

@@ -384,7 +384,7 @@ def test_a_request_that_fails_is_a_failed_attempt(
 
 @pytest.fixture
 def diverged(service: Service, saved: Path, tmp_path: Path) -> Checkpoint:
-    """A model whose weights are NaN, as after a training that diverged."""
+    """A model with NaN weights, as after a training that diverged."""
     import torch
 
     model = FlowPP.load(saved)
