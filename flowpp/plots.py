@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 @contextmanager
 def own_style(**changes: Any) -> Iterator[None]:
     """Sets matplotlib's own defaults and `changes` of them, in place of a matplotlibrc or a style of the user."""
-    own: dict[Any, Any] = {
-        name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"
-    }  # each canvas is named
+    own: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}  # each canvas is named
     with warnings.catch_warnings(action="ignore"), mpl.rc_context(own | changes):
         yield
 

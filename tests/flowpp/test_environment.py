@@ -58,11 +58,11 @@ COMMANDS = (
 )
 
 ONE_AFTER_ANOTHER = """
-import json, sys
+import json, os, sys
 from flowpp.__main__ import main
 for arguments in json.loads(sys.argv[1]):
     try:
-        main(arguments)
+        main([os.fsdecode(argument.encode()) for argument in arguments])
     except SystemExit as ended:
         if ended.code:
             sys.exit(f"{arguments}: {ended.code}")
@@ -86,7 +86,7 @@ def every_plotting_command(cwd: Path, environment: dict[str, str]) -> dict[str, 
     for name in ("grid.png", "samples.npz", "latents.npz", "gradient.png"):
         assert name in done.stdout.decode(errors="replace"), "the commands print the names of their files"
     found = {str(path.relative_to(cwd)): path.read_bytes() for path in cwd.rglob("*") if path.is_file()}
-    found = {name: content for name, content in found.items() if not name.startswith("run/images/")}
+    found = {name: content for name, content in found.items() if not name.startswith(("run/images/", FEW[1]))}
     kept = {}
     for name, content in found.items():
         if name.endswith(".png"):
@@ -94,7 +94,9 @@ def every_plotting_command(cwd: Path, environment: dict[str, str]) -> dict[str, 
                 content = image.tobytes()
         elif name.endswith(".npz"):
             with np.load(cwd / name) as arrays:
-                content = b"".join(arrays[key].tobytes() for key in sorted(arrays))
+                content = b"".join(arrays[key].tobytes() for key in sorted(arrays) if key != "names")
+        elif name.endswith("likelihood.csv"):  # names depend on the locale
+            content = b"".join(line.partition(b",")[2] for line in content.splitlines())
         elif name.endswith("metrics.jsonl"):
             timed = ("time", "images_per_second")
             lines = [json.loads(line) for line in content.splitlines()]
