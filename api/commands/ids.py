@@ -16,6 +16,12 @@ _COMMANDS = {
     "delivery": "flowpp webhooks deliveries WEBHOOK",
     "key": "flowpp keys list",
 }
+_LISTS = {
+    "job": "flowpp jobs list",
+    "dataset": "flowpp datasets list",
+    "checkpoint": "flowpp checkpoints list",
+    "webhook": "flowpp webhooks list",
+}
 
 
 def kind_of(text: str) -> str | None:
@@ -31,7 +37,7 @@ def check_id(text: str, *kinds: str) -> None:
     wanted = " or ".join(f"a {kind}'s id ({KINDS[kind]}...)" for kind in kinds)
     if found is not None:
         raise typer.BadParameter(f"{text} is a {found}: `{_COMMANDS[found].format(text)}`. This needs {wanted}.")
-    lists = " and ".join(f"`flowpp {kind}s list`" for kind in kinds)
+    lists = " and ".join(f"`{_LISTS[kind]}`" for kind in kinds)
     local = ""
     if "checkpoint" in kinds and "job" in kinds and Path(text).exists():
         local = " `python -m flowpp` reads files of this machine, without the service."

@@ -151,8 +151,9 @@ class UploadProgress:
     def outcome(self) -> str:
         """Returns what became of an interrupted upload."""
         if self._total and self._sent >= self._total:
-            listing = f"`flowpp {self._kind}s list --limit 1` shows the {self._kind} if it was stored."
-            return f"Upload interrupted after all {self._total:,} bytes were sent. {listing} No job waits."
+            command = f"flowpp {self._kind}s list --limit 1"
+            sentence = f"`{command}` shows the {self._kind} if it was stored."
+            return f"Upload interrupted after all {self._total:,} bytes were sent. {sentence} No job waits."
         sent = f"{self._sent:,} of {self._total:,} bytes were sent" if self._total else "nothing was sent"
         return f"Upload interrupted: {sent}. The service has stored nothing, and no job waits."
 

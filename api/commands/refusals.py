@@ -36,7 +36,7 @@ _WORDS = [
     (re.compile(r"(?<!--set )\b(?:training|model)(?:\.[a-z_]+)+"), lambda found: _set(found[0])),
     (re.compile(r"`?\bCancel-After\b`?"), lambda _: "--cancel-after"),
     (re.compile(r", which (?:GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE|/\S+) needs"), lambda _: ""),
-    (re.compile(r"`?GET /v1/(\w+)`?"), lambda found: f"`flowpp {found[1]} list`"),
+    (re.compile(r"`?GET /v1/presets`?"), lambda _: "`flowpp presets list`"),
 ]
 """Words in sentences of the service, and the words of the command line for them."""
 
