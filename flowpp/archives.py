@@ -345,7 +345,7 @@ def _tar(file: IO[bytes] | gzip.GzipFile, source: Path, limits: Limits) -> Itera
 
 def _member(name: str, content: io.RawIOBase) -> Member:
     """A file among others. Raises `BadImages` for an archive."""
-    stream: io.BufferedReader = io.BufferedReader(content, 2**16)
+    stream = io.BufferedReader(content, 2**16)
     head = stream.peek(HEAD_BYTES)
     kind = kind_of(head)
     if (kind and kind.family in (Family.ARCHIVE, Family.OTHER_ARCHIVE)) or (any(head) and tar.is_tar(head)):
