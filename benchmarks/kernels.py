@@ -171,8 +171,12 @@ def main() -> None:
     torch.manual_seed(0)
     product = torch.randn(1024, 1024)
     peak = 2 * 1024**3 / best(lambda: product @ product) / 1e6
-    sizes = [("cifar10", (96, 4, 32, 2)), ("small", (32, 4, 8, 8))]
-    cases = [(name, size[-1], part) for name, size in sizes for part in parts(*size)]
+    sizes = [("cifar10", 96, 4, 32, 2), ("small", 32, 4, 8, 8)]
+    cases = [
+        (name, images, part)
+        for name, filters, heads, components, images in sizes
+        for part in parts(filters, heads, components, images)
+    ]
     shown = table(header(), [row(*case) for case in track(cases, "parts")])
     torch.set_num_threads(threads)
     text = (
