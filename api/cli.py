@@ -16,7 +16,6 @@ from api.commands.sampling import sample
 from api.commands.status import status
 from api.commands.training import train
 from api.stack import Stack, StackError, exit_on_signals
-from flowpp import tracing
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__, epilog=EXIT_CODES
@@ -57,7 +56,9 @@ def serve(
     data: Annotated[Path, typer.Option(help="Directory of all data; it survives a restart.")] = Path("data"),
 ) -> None:
     """Run the service on this machine until Ctrl-C: API, Redis server, a training and an inference worker."""
-    tracing.check()
+    from worker.settings import from_environment  # here, as other commands start sooner without it
+
+    from_environment(data_directory=data)  # raises before anything is started
     typer.echo("starting ...", err=True)
     with Stack(data, port) as stack, stack.guard():
         typer.echo(f"flowpp serves on {stack.url}, with its documentation on {stack.url}/docs.")

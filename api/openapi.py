@@ -26,7 +26,10 @@ REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     416: ("The file ends before the range asked for.", {}),
     422: ("Something in the request is not as it must be; `errors` names fields.", {}),
     429: ("Too many requests of this key, or too many jobs wait.", _RETRY_AFTER),
-    503: ("The service cannot reach Redis, or Redis refuses commands, or too many uploads are under way.", _RETRY_AFTER),
+    503: (
+        "The service cannot reach Redis, Redis refuses commands, or too many uploads are under way.",
+        _RETRY_AFTER,
+    ),
     507: ("The service has no space left to take the body.", {}),
 }
 """What it means where an operation answers so, and the headers that say more."""

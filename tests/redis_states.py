@@ -191,5 +191,3 @@ STATES: dict[str, State] = {
     "CLUSTERDOWN": in_a_cluster_without_others,
 }
 """By what the server's replies say."""
-
-

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from celery.signals import setup_logging, worker_shutting_down
-from pydantic import ValidationError
 
 from flowpp import logs, tracing
 from flowpp.garbage_collection import settle
-from flowpp.run_directory import describe
+from worker.artifacts import UnusableStore
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
-from worker.presence import Presence
+from worker.presence import Presence, own_offer
 from worker.queue import QUEUES, listener
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
-from worker.settings import settings
+from worker.settings import BrokenVariable, settings
 
 PATIENCE = 60
 """Retries of a Redis command, about a second each, before an attempt is given up."""
@@ -46,7 +45,8 @@ def run(queue: Queue) -> int:
 
         worker_shutting_down.connect(stop)
         worker = listener(service.celery, queue, name, quiet=logs.as_json())
-        with Presence(house.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
+        offer = own_offer(house.settings.max_processes)
+        with Presence(house.redis, queue, name, offer), serving(service.settings.metrics_port, together(GpuMetrics())):
             settle()
             worker.start()
         return int(worker.exitcode or 0)
@@ -96,13 +96,9 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings()
-    except ValidationError as error:
-        print(f"worker: FLOWPP_{describe(error)}", file=sys.stderr)
-        return 2
-    try:
         with tracing.sending("flowpp-worker"):
             return run(queue)
-    except tracing.TracingError as error:
+    except (BrokenVariable, UnusableStore, tracing.TracingError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
 

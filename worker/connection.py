@@ -16,6 +16,7 @@ STATES = {
     "ASK": "it moves its keys to another server",
     "BUSY": "it runs a script that takes long",
     "CLUSTERDOWN": "its cluster is incomplete",
+    "CROSSSLOT": "it is part of a cluster, which this service cannot use",
     "DENIED": "it is in protected mode",
     "LOADING": "it loads its data",
     "MASTERDOWN": "it is a replica without its primary",
@@ -29,15 +30,16 @@ STATES = {
 }
 """Replies of Redis and Valkey about the server's state, by their first word, and what each means.
 
-The list ends where waiting does not help: NOPERM, CROSSSLOT, WRONGTYPE and others are faults of a configuration or of a
-program. NOSCRIPT is no state, as redis-py then loads the script. NOAUTH and WRONGPASS raise redis-py's
-`AuthenticationError`, which is a `ConnectionError`: a password is changed on the server first, and then here.
+The list ends where waiting does not help: NOPERM, WRONGTYPE and others are faults of a configuration or of a program.
+NOSCRIPT is no state, as redis-py then loads the script. NOAUTH and WRONGPASS raise redis-py's `AuthenticationError`,
+which is a `ConnectionError`: a password is changed on the server first, and then here.
 """
 
 _WITHOUT_WORD = {
     "max number of clients": "it has as many connections as it may have",
     "while the cluster is down": STATES["CLUSTERDOWN"],
     "a non local key in a cluster node": STATES["MOVED"],
+    "do not hash to the same slot": STATES["CROSSSLOT"],
     "Script killed by user": "somebody ended the script",
 }
 """Parts of replies that begin with ERR, and what each means."""

@@ -228,9 +228,9 @@ def _checked_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is no url: {error}") from error
+        raise ValueError(f"{_source('FLOWPP_URL', url)}{url!r} is no url: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url!r} is no url of a service; they look like {LOCAL}")
+        raise ValueError(f"{_source('FLOWPP_URL', url)}{url!r} is no url of a service; they look like {LOCAL}")
     return url
 
 
@@ -238,5 +238,11 @@ def _authorization(key: str) -> dict[str, str]:
     if not key:
         return {}
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError("the key is none: it has spaces, line ends or characters beyond ASCII")
+        source = _source("FLOWPP_API_KEY", key)
+        raise ValueError(f"{source}the key is none: it has spaces, line ends or characters beyond ASCII")
     return {"Authorization": f"Bearer {key}"}
+
+
+def _source(variable: str, value: str) -> str:
+    """Names the variable if the value is its, whoever has read it."""
+    return f"{variable}: " if os.environ.get(variable) == value else ""

@@ -46,6 +46,11 @@ REPLIES = {
     "CLUSTERDOWN Hash slot not served": "its cluster is incomplete",
     "ERR Script attempted to execute a write command while the cluster is down and readonly": "its cluster is "
     "incomplete",
+    "ERR Can not execute a command 'set' while the cluster is down script: on @user_script:1.": "its cluster is "
+    "incomplete",
+    "CROSSSLOT Keys in request don't hash to the same slot": "it is part of a cluster, which this service cannot use",
+    "ERR Script attempted to access keys that do not hash to the same slot": "it is part of a cluster, which this "
+    "service cannot use",
     "ERR max number of clients + cluster connections reached": "it has as many connections as it may have",
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": "it runs a script that "
     "takes long",
@@ -142,25 +147,24 @@ def test_a_script_that_the_server_forgot_is_loaded_again(service: Service, submi
 def test_a_script_that_somebody_ended_is_run_again(server: RedisServer) -> None:
     client = connect(server.url, retries=3)
     slow = client.register_script("while not redis.call('GET', 'go on') do end return 'done'")
-    with connect(server.url) as other, pytest.raises(ServerState, match="Script killed by user"):
-        other.config_set("busy-reply-threshold", 20)
+    other = redis.Redis.from_url(server.url)
+    other.config_set("busy-reply-threshold", 20)
 
-        def kill() -> None:
-            for _ in range(4):  # the first try and each repetition
-                while True:
-                    time.sleep(0.05)
-                    try:
-                        redis.Redis.from_url(server.url).script_kill()
-                        break
-                    except redis.ResponseError:  # none runs now
-                        pass
+    def kill() -> None:
+        for _ in range(4):  # the first try and each repetition
+            while True:
+                time.sleep(0.05)
+                try:
+                    other.script_kill()
+                    break
+                except redis.ResponseError:  # none runs now
+                    pass
 
-        thread = threading.Thread(target=kill)
-        thread.start()
-        try:
-            slow()
-        finally:
-            thread.join()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(ServerState, match="Script killed by user"):
+        slow()
+    thread.join()
     client.close()
 
 
