@@ -2,14 +2,16 @@
 
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
 from redis.asyncio.connection import DefaultParser as AsyncParser
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script as RegisteredScript
 from redis.connection import DefaultParser as Parser
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
 from redis.retry import Retry
 
 STATES = {
@@ -31,7 +33,7 @@ STATES = {
 """Replies of Redis and Valkey about the server's state, by their first word, and what each means.
 
 The list ends where waiting does not help: NOPERM, WRONGTYPE and others are faults of a configuration or of a program.
-NOSCRIPT is no state, as redis-py then loads the script. NOAUTH and WRONGPASS raise redis-py's `AuthenticationError`,
+NOSCRIPT is no state, as `Script` then sends the script. NOAUTH and WRONGPASS raise redis-py's `AuthenticationError`,
 which is a `ConnectionError`: a password is changed on the server first, and then here.
 """
 
@@ -126,6 +128,20 @@ def options_in_a_loop() -> dict[str, Any]:
         "retry": retry,
         **KEEPALIVE,
     }
+
+
+class Script(RegisteredScript):
+    """A Lua script, which is sent whole if the server does not know it.
+
+    redis-py would load it and call it by its hash again: between the two the server may be replaced once more.
+    """
+
+    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = (), client: Any = None) -> Any:
+        server: Any = client or self.registered_client
+        try:
+            return server.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return server.eval(self.script, len(keys), *keys, *args)
 
 
 def check_writes(redis: Any) -> None:

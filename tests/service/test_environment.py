@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import certifi
 import pytest
 
+from worker import child
+from worker.redis_server import RedisServer
 from worker.settings import BrokenVariable, from_environment
 
 BIN = Path(sys.executable).parent
@@ -134,3 +138,38 @@ def _run(command: list[str | Path], directory: Path, changed: dict[str, str]) ->
     environment = os.environ | {"FLOWPP_REDIS_URL": "redis://127.0.0.1:1/0", "FLOWPP_DATA_DIRECTORY": str(directory)}
     environment |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | changed
     return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("queue", ["training", "inference"])
+def test_a_worker_shows_its_own_lines_alone(queue: str, tmp_path: Path) -> None:
+    """No banner, farewell or warning of Celery; what Celery warns of is there."""
+    with RedisServer(tmp_path / "redis") as server:
+        environment = os.environ | {"FLOWPP_REDIS_URL": server.url, "FLOWPP_DATA_DIRECTORY": str(tmp_path)}
+        command = [sys.executable, "-m", "worker", queue]
+        process = child.start(command, log := tmp_path / "worker.log", environment | {"OMP_NUM_THREADS": "1"})
+        try:
+            _until(lambda: "waits for jobs" in log.read_text(), log)
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            child.stop(process)
+        lines = log.read_text().splitlines()
+        assert len(lines) == 2, lines
+        assert all(f" INFO worker: {queue}@" in line for line in lines)
+
+        process = child.start(command, log, environment | {"OMP_NUM_THREADS": "1"})
+        try:
+            _until(lambda: log.read_text().count("waits for jobs") == 2, log)
+            server.stop()
+            _until(
+                lambda: "celery.worker.consumer.consumer: consumer: Cannot connect to redis://" in log.read_text(), log
+            )
+        finally:
+            child.stop(process, 30)
+
+
+def _until(condition: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
