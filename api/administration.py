@@ -52,15 +52,15 @@ def service_beside(data: Path) -> Iterator["Service"]:
 @contextmanager
 def _service(data: Path) -> Iterator["Service"]:
     from worker.service import Service
-    from worker.settings import Settings
+    from worker.settings import from_environment
 
-    if "redis_url" in Settings().model_fields_set:
-        with Service(Settings()) as service:
+    if "redis_url" in from_environment().model_fields_set:
+        with Service(from_environment()) as service:
             yield service
         return
     if not any((data / each).exists() for each in ("redis", "store", "lock")):  # its Redis server may have been lost
         raise StackError(f"{data} is no data directory of `flowpp serve`; name it by --data, or set FLOWPP_REDIS_URL")
-    own = Settings(data_directory=data)
+    own = from_environment(data_directory=data)
     url = data / REDIS_URL
     try:
         held = lock(data)
@@ -187,9 +187,9 @@ def backup(
     """
     from worker.artifacts import ArtifactStore
     from worker.backup import back_up
-    from worker.settings import Settings
+    from worker.settings import from_environment
 
-    store = Settings(data_directory=data).store_url
+    store = from_environment(data_directory=data).store_url
     try:
         done = back_up(ArtifactStore(store), ArtifactStore(target))
     except Refusal as error:

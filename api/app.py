@@ -43,7 +43,7 @@ from worker.metrics import ServiceMetrics, serving, together
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
-from worker.settings import Settings
+from worker.settings import BrokenVariable, Settings, from_environment
 
 DESCRIPTION = """
 Train Flow++ models on your images, ask for the bits/dim of images, draw samples.
@@ -61,7 +61,7 @@ characters, `\\` and bytes that are not UTF-8, an escape such as `\\n` is shown.
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application over `settings`, by default the environment's."""
     alone = settings is None  # in a process of its own
-    settings = settings or Settings()
+    settings = settings or _settings()
     if settings.log_format == "json":
         _log_as_json()
     service = Service(settings)
@@ -115,6 +115,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     logging.getLogger("api").setLevel(logging.INFO)
     return app
+
+
+def _settings() -> Settings:
+    """The environment's; a variable that cannot be used ends the process with a sentence."""
+    try:
+        return from_environment()
+    except BrokenVariable as error:
+        raise SystemExit(f"flowpp: {error}") from None
 
 
 def _log_as_json() -> None:

@@ -16,7 +16,6 @@ from api.commands.sampling import sample
 from api.commands.status import status
 from api.commands.training import train
 from api.stack import Stack, StackError, exit_on_signals
-from flowpp import levels, tracing
 from flowpp.environment import settle_streams
 
 app = typer.Typer(
@@ -61,8 +60,9 @@ def serve(
 
     These are the API, a Redis server, a training worker and an inference worker.
     """
-    tracing.check()
-    levels.of_environment()
+    from worker.settings import from_environment  # here, as other commands start sooner without it
+
+    from_environment(data_directory=data)  # raises before anything is started
     typer.echo("starting ...", err=True)
     stopped = f"stopped; the data stay in {data.absolute()}"
     with on_interrupt(lambda: stopped), Stack(data, port) as stack, stack.guard():

@@ -30,7 +30,7 @@ REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     422: ("Something in the request is not as it must be; `errors` names fields.", {}),
     429: ("Too many requests of this key, or too many jobs wait.", _RETRY_AFTER),
     503: (
-        "The service cannot reach Redis, or Redis refuses commands, or too many uploads are under way.",
+        "The service cannot reach Redis, Redis refuses commands, or too many uploads are under way.",
         _RETRY_AFTER,
     ),
     507: ("The service has no space left to take the body.", {}),

@@ -12,21 +12,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from celery.signals import setup_logging, worker_shutting_down
-from pydantic import ValidationError
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
-from flowpp import levels, logs, tracing
+from flowpp import logs, tracing
 from flowpp.garbage_collection import settle
-from flowpp.levels import UnsupportedLevel
-from flowpp.run_directory import describe
+from worker.artifacts import UnusableStore
 from worker.jobs import Queue
 from worker.metrics import GpuMetrics, claimed, serving, together
-from worker.presence import Presence
+from worker.presence import Presence, own_offer
 from worker.queue import QUEUES, listener
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
-from worker.settings import settings
+from worker.settings import BrokenVariable, settings
+
+log = logging.getLogger("worker")
 
 PATIENCE = 60
 """Retries of a Redis command, about a second each, before an attempt is given up."""
@@ -43,11 +43,17 @@ def run(queue: Queue) -> int:
         service.celery.task(answer, name=queue)
 
         def stop(**_: Any) -> None:
+            log.info("%s stops", name)
             shutdown.set()
 
+        def ready(**_: Any) -> None:
+            log.info("%s waits for jobs", name)
+
         worker_shutting_down.connect(stop)
-        worker = listener(service.celery, queue, name, quiet=logs.as_json())
-        with Presence(house.redis, queue, name), serving(service.settings.metrics_port, together(GpuMetrics())):
+        worker_ready.connect(ready)
+        worker = listener(service.celery, queue, name)
+        offer = own_offer(house.settings.max_processes)
+        with Presence(house.redis, queue, name, offer), serving(service.settings.metrics_port, together(GpuMetrics())):
             settle()
             worker.start()
         return int(worker.exitcode or 0)
@@ -79,6 +85,15 @@ def _inference(service: Service, name: str, shutdown: threading.Event) -> Any:
     return inference
 
 
+def _quieten_celery() -> None:
+    """Leaves what Celery and kombu warn of: what a worker does, its own lines say."""
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    setup_logging.connect(_leave_logging_as_it_is)
+    # Celery writes its farewell there, as text
+    sys.__stdout__ = Path(os.devnull).open("w")  # type: ignore[misc]  # noqa: SIM115
+
+
 def _leave_logging_as_it_is(**_: Any) -> None:
     pass  # Celery asks nothing but whether somebody listens
 
@@ -90,21 +105,14 @@ def main() -> int:
     queue: Queue = parser.parse_args().queue
     if logs.as_json():
         logs.install()
-        setup_logging.connect(_leave_logging_as_it_is)
-        # Celery writes its farewell there, as text
-        sys.__stdout__ = Path(os.devnull).open("w")  # type: ignore[misc]  # noqa: SIM115
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _quieten_celery()
     try:
         settings()
-    except ValidationError as error:
-        print(f"worker: FLOWPP_{describe(error)}", file=sys.stderr)
-        return 2
-    try:
-        levels.of_environment()
         with tracing.sending("flowpp-worker"):
             return run(queue)
-    except (UnsupportedLevel, tracing.TracingError) as error:
+    except (BrokenVariable, UnusableStore, tracing.TracingError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 2
 

@@ -72,6 +72,10 @@ class Listed(NamedTuple):
     modified_at: float
 
 
+class UnusableStore(OSError):
+    """There can be no store where one is to be; the message is a sentence."""
+
+
 class Together:
     """Records that are put into a store one by one, by any number of threads, and are all there after `finish`.
 
@@ -105,7 +109,11 @@ class ArtifactStore:
         self._verified: dict[tuple[str, str], tuple[int, int]] = {}
         self.directory = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                named = "FLOWPP_STORE, or else FLOWPP_DATA_DIRECTORY, names it"
+                raise UnusableStore(f"the store {self._root} cannot be made: {error.strerror}; {named}") from error
 
     @reaching(_STORE)
     def put(self, prefix: str, source: Path, record: dict[str, Any] | None = None, below: str = "") -> Manifest:

@@ -2,20 +2,23 @@
 
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
 from redis.asyncio.connection import DefaultParser as AsyncParser
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script as RegisteredScript
 from redis.connection import DefaultParser as Parser
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
 from redis.retry import Retry
 
 STATES = {
     "ASK": "it moves its keys to another server",
     "BUSY": "it runs a script that takes long",
     "CLUSTERDOWN": "its cluster is incomplete",
+    "CROSSSLOT": "it is part of a cluster, which this service cannot use",
     "DENIED": "it is in protected mode",
     "LOADING": "it loads its data",
     "MASTERDOWN": "it is a replica without its primary",
@@ -29,15 +32,16 @@ STATES = {
 }
 """Replies of Redis and Valkey about the server's state, by their first word, and what each means.
 
-The list ends where waiting does not help: NOPERM, CROSSSLOT, WRONGTYPE and others are faults of a configuration or of a
-program. NOSCRIPT is no state, as redis-py then loads the script. NOAUTH and WRONGPASS raise redis-py's
-`AuthenticationError`, which is a `ConnectionError`: a password is changed on the server first, and then here.
+The list ends where waiting does not help: NOPERM, WRONGTYPE and others are faults of a configuration or of a program.
+NOSCRIPT is no state, as `Script` then sends the script. NOAUTH and WRONGPASS raise redis-py's `AuthenticationError`,
+which is a `ConnectionError`: a password is changed on the server first, and then here.
 """
 
 _WITHOUT_WORD = {
     "max number of clients": "it has as many connections as it may have",
     "while the cluster is down": STATES["CLUSTERDOWN"],
     "a non local key in a cluster node": STATES["MOVED"],
+    "do not hash to the same slot": STATES["CROSSSLOT"],
     "Script killed by user": "somebody ended the script",
 }
 """Parts of replies that begin with ERR, and what each means."""
@@ -124,6 +128,20 @@ def options_in_a_loop() -> dict[str, Any]:
         "retry": retry,
         **KEEPALIVE,
     }
+
+
+class Script(RegisteredScript):
+    """A Lua script, which is sent whole if the server does not know it.
+
+    redis-py would load it and call it by its hash again: between the two the server may be replaced once more.
+    """
+
+    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = (), client: Any = None) -> Any:
+        server: Any = client or self.registered_client
+        try:
+            return server.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return server.eval(self.script, len(keys), *keys, *args)
 
 
 def check_writes(redis: Any) -> None:

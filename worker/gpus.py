@@ -2,8 +2,10 @@
 
 import csv
 import logging
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,26 @@ class Gpu(NamedTuple):
     used_bytes: int
     total_bytes: int
     utilization: float | None
+
+
+def visible(found: Sequence[Gpu]) -> list[Gpu]:
+    """Those of the machine's GPUs that CUDA_VISIBLE_DEVICES leaves to this process.
+
+    As in CUDA, the list ends before the first entry that names no GPU. Of identifiers (GPU-..., MIG-...) only the
+    number counts, as `found` does not tell them.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return list(found)
+    left: list[Gpu] = []
+    for entry in map(str.strip, listed.split(",")):
+        if entry.isdecimal() and int(entry) < len(found):
+            left.append(found[int(entry)])
+        elif entry.startswith(("GPU-", "MIG-")) and len(left) < len(found):
+            left.append(found[len(left)])
+        else:
+            break
+    return left
 
 
 def gpus() -> list[Gpu]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from redis import Redis
 
+from worker.connection import Script
 from worker.refusals import Conflict, Invalid
 
 UNDER_WAY_SECONDS = 60
@@ -42,8 +43,8 @@ class Idempotency:
 
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # its annotations do not know of decode_responses
-        self._renew = redis.register_script(_RENEW)
-        self._release = redis.register_script(_RELEASE)
+        self._renew = Script(redis, _RENEW)
+        self._release = Script(redis, _RELEASE)
 
     def begin(self, owner: str, key: str) -> Once:
         """Raises `Conflict` while another request with this key is under way."""

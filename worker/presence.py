@@ -1,6 +1,7 @@
-"""Which workers are there, and what memory they offer: each says so every few seconds, by Redis's clock."""
+"""Which workers are present, and what each offers a job: it writes so every few seconds, by Redis's clock."""
 
 import logging
+import os
 import threading
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ from redis import Redis
 
 from flowpp.memory import of_machine
 from worker.connection import UNREACHABLE, redis_time
-from worker.gpus import gpus
+from worker.gpus import gpus, visible
 from worker.jobs import Queue
 
 log = logging.getLogger(__name__)
@@ -18,32 +19,50 @@ _SAY_SECONDS = 2
 _FORGET_SECONDS = 10
 
 
-class Memory(BaseModel):
-    """What a worker has to compute in: each GPU's `bytes`, or the machine's, which all processes share."""
+MOST_PROCESSES = 64
+"""Processes of a training job, as `TrainingConfig.num_processes` bounds them."""
+
+
+class Offer(BaseModel):
+    """What a worker has to compute with.
+
+    `bytes` is the memory of each GPU or, if it is `shared`, that of the machine. `processes` is how many a training
+    job may have, or None if the worker is of a version that does not announce it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     bytes: int
     shared: bool
+    processes: int | None = None
 
     def of_process(self, num_processes: int) -> float:
         """Bytes for each of so many."""
         return self.bytes / num_processes if self.shared else self.bytes
 
 
-def own_memory() -> Memory:
-    """This machine's."""
-    if found := gpus():
-        return Memory(bytes=min(gpu.total_bytes for gpu in found), shared=False)
-    return Memory(bytes=of_machine(), shared=True)
+def own_offer(max_processes: int | None = None) -> Offer:
+    """What this process has: a training process for each GPU, or without GPUs one for each core.
+
+    `max_processes`, if given, is offered instead.
+    """
+    if found := visible(gpus()):
+        size, shared, processes = min(gpu.total_bytes for gpu in found), False, len(found)
+    else:
+        size, shared, processes = of_machine(), True, _cores()
+    return Offer(bytes=size, shared=shared, processes=max_processes or min(processes, MOST_PROCESSES))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Presence:
     """While the block runs, worker `name` of a queue counts as present."""
 
-    def __init__(self, redis: Redis, queue: Queue, name: str, memory: Memory | None = None) -> None:
+    def __init__(self, redis: Redis, queue: Queue, name: str, offer: Offer | None = None) -> None:
         self._redis: Any = redis  # its annotations do not know of decode_responses
-        self._memory = memory or own_memory()
+        self._offer = offer or own_offer()
         self._key = _key(queue)
         self._name = name
         self._ended = threading.Event()
@@ -65,7 +84,7 @@ class Presence:
         while True:
             try:
                 now = redis_time(self._redis)
-                self._redis.hset(_memory_key(self._key), self._name, self._memory.model_dump_json())
+                self._redis.hset(_offers_key(self._key), self._name, self._offer.model_dump_json())
                 self._redis.zadd(self._key, {self._name: now + _FORGET_SECONDS})
                 self._forget(*self._redis.zrangebyscore(self._key, "-inf", now))
             except UNREACHABLE as error:
@@ -76,7 +95,7 @@ class Presence:
     def _forget(self, *names: str) -> None:
         if names:
             self._redis.zrem(self._key, *names)
-            self._redis.hdel(_memory_key(self._key), *names)
+            self._redis.hdel(_offers_key(self._key), *names)
 
 
 def count(redis: Redis, queue: Queue) -> int:
@@ -84,11 +103,11 @@ def count(redis: Redis, queue: Queue) -> int:
     return len(_present(redis, queue))
 
 
-def memories(redis: Any, queue: Queue) -> list[Memory]:
-    """What the workers of a queue have to compute in, each."""
+def offers(redis: Any, queue: Queue) -> list[Offer]:
+    """What each present worker of a queue offers."""
     names = _present(redis, queue)
-    found = redis.hmget(_memory_key(_key(queue)), names) if names else []
-    return [Memory.model_validate_json(said) for said in found if said]
+    found = redis.hmget(_offers_key(_key(queue)), names) if names else []
+    return [Offer.model_validate_json(written) for written in found if written]
 
 
 def _present(redis: Any, queue: Queue) -> list[str]:
@@ -100,5 +119,5 @@ def _key(queue: Queue) -> str:
     return f"flowpp:workers:{queue}"
 
 
-def _memory_key(key: str) -> str:
+def _offers_key(key: str) -> str:
     return f"{key}:memory"

@@ -7,10 +7,13 @@ a long one twice. A worker takes no bell that it cannot answer at once; other wo
 
 import logging
 import ssl
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as broker
 from redis import Connection, SSLConnection
 
@@ -61,6 +64,9 @@ class Transport(broker.Transport):
         return connection
 
 
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
+
+
 def celery(redis_url: str) -> Celery:
     """The application on a Redis server. Tasks are called as their queue."""
     app = Celery("flowpp", broker=redis_url, set_as_current=False)
@@ -75,7 +81,6 @@ def celery(redis_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=5,
-        broker_transport=f"{__name__}:{Transport.__name__}",
         broker_transport_options={
             "visibility_timeout": LONGEST_HEARING_SECONDS,
             **KEEPALIVE,
@@ -98,19 +103,21 @@ def celery(redis_url: str) -> Celery:
     return app
 
 
-def listener(app: Celery, queue: Queue, name: str, *, quiet: bool) -> Any:
-    """The Celery worker, called `name`, that hears the bells of a queue one by one; `quiet` leaves its banner out."""
-    return app.Worker(
-        hostname=name,
-        queues=[QUEUES[queue]],
-        pool="threads",
-        concurrency=1,
-        loglevel="INFO",
-        quiet=quiet,
-        without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
-        without_gossip=True,
-        without_heartbeat=True,  # nobody listens, and where Redis is away it cannot be stopped
-    )
+def listener(app: Celery, queue: Queue, name: str) -> Any:
+    """The Celery worker, called `name`, that receives the messages of a queue one by one."""
+    with warnings.catch_warnings():
+        # It warns of root, since whoever writes to the broker could run code by pickled messages; ours are JSON.
+        warnings.simplefilter("ignore", SecurityWarning)
+        return app.Worker(
+            hostname=name,
+            queues=[QUEUES[queue]],
+            pool="threads",
+            concurrency=1,
+            quiet=True,
+            without_mingle=True,  # with the next one: Redis workers that reconnect stop consuming (celery #8030)
+            without_gossip=True,
+            without_heartbeat=True,  # nobody listens, and where Redis is away it cannot be stopped
+        )
 
 
 class Doorbells:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from worker.artifacts import ALONE, Together
-from worker.connection import UNREACHABLE, redis_time
+from worker.connection import UNREACHABLE, Script, redis_time
 from worker.service import Service
 from worker.transitions import Transitions, job_key
 
@@ -57,7 +57,7 @@ class Recorder:
         self._leave_seconds = leave_seconds
         self._redis: Any = service.redis  # its annotations do not know of decode_responses
         self._scripts = Transitions(service.redis)
-        self._take, self._leave = service.redis.register_script(_TAKE), service.redis.register_script(_LEAVE)
+        self._take, self._leave = Script(service.redis, _TAKE), Script(service.redis, _LEAVE)
         self._name = secrets.token_hex(8)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)

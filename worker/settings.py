@@ -1,13 +1,17 @@
 """Settings of the service: environment variables FLOWPP_..."""
 
 import os
+import ssl
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, IPvAnyNetwork, field_validator
+import fsspec
+from pydantic import Field, IPvAnyNetwork, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.connection import parse_url
 
+from flowpp import levels, tracing
 from flowpp.data import Limits
 
 MiB = 2**20
@@ -45,11 +49,12 @@ class Settings(BaseSettings):
     )
     grace_seconds: float = Field(15, ge=0, le=3600, description="From SIGTERM to SIGKILL of a training process.")
 
-    max_processes: int = Field(
-        default_factory=lambda: min(64, os.cpu_count() or 1),
+    max_processes: int | None = Field(
+        None,
         ge=1,
         le=64,
-        description="Processes that a training job may have: a worker's GPUs; by default this machine's cores.",
+        description="Processes that a training worker offers a job; by default as many as it has GPUs, or without GPUs "
+        "as many as it has cores.",
     )
 
     max_queued_training: int = Field(1_000, ge=1, description="Training jobs that may wait.")
@@ -97,6 +102,25 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        try:
+            parse_url(value)
+        except ValueError:  # which may tell a part of a password
+            raise ValueError("this is no URL of a Redis server, as redis://127.0.0.1:6379/0 is one") from None
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if value:
+            try:
+                fsspec.get_filesystem_class(fsspec.utils.get_protocol(value))
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"this is no directory and no URL of a store: {error}") from error
+        return value
+
     @property
     def store_url(self) -> str:
         """`store`, or the directory that it defaults to."""
@@ -118,7 +142,63 @@ class Settings(BaseSettings):
         return Limits(max_bytes=self.max_request_bytes, max_images=self.max_request_images)
 
 
+class BrokenVariable(ValueError):
+    """An environment variable that cannot be used; the message is a sentence that names it."""
+
+
+def from_environment(**values: Any) -> Settings:
+    """The settings of this process's environment, of which `values` replace some.
+
+    Raises `BrokenVariable` also for variables of the libraries that processes of the service need.
+    """
+    try:
+        found = Settings(**values)
+    except ValidationError as error:
+        raise BrokenVariable(_sentence(error)) from None
+    try:
+        tracing.check()
+        levels.of_environment()
+    except (tracing.TracingError, levels.UnsupportedLevel) as error:
+        raise BrokenVariable(str(error)) from error
+    for name in _certificates(found):
+        _check_certificates(name)
+    return found
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process's environment. Raises `pydantic.ValidationError`."""
-    return Settings()
+    """The settings of this process's environment, read once. Raises `BrokenVariable`."""
+    return from_environment()
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault: variable, what would be right, and the value unless it may hold a password."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    message = first["msg"].removeprefix("Value error, ")
+    secret = not Settings.model_fields[name].repr
+    value = "" if secret else f", not {first['input']!r:.100}"
+    return f"FLOWPP_{name.upper()} cannot be used: {message[0].lower()}{message[1:]}{value}"
+
+
+def _certificates(found: Settings) -> list[str]:
+    """Variables of certificates that some library reads here, in the order in which it prefers them."""
+    names = [next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "")]
+    if tracing.configured():
+        names += ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]
+    if found.store.startswith(("s3:", "s3a:")):
+        names.append("AWS_CA_BUNDLE")
+    return [name for name in names if os.environ.get(name)]
+
+
+def _check_certificates(name: str) -> None:
+    place = Path(os.environ[name])
+    if name == "SSL_CERT_DIR" and not place.is_dir():
+        raise BrokenVariable(f"{name} is {place}, which is no directory of certificates; correct it, or unset it")
+    if place.is_dir() and name != "SSL_CERT_FILE":
+        return
+    try:
+        ssl.create_default_context(cafile=place)
+    except OSError as error:  # an `SSLError` is one
+        why = "holds no certificates" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+        raise BrokenVariable(f"{name} is {place}, which {why}; correct it, or unset it") from None

@@ -22,6 +22,7 @@ from worker.datasets import Dataset
 from worker.jobs import QUEUE_OF, Job, JobType, NewJob, Submission, new_job_id
 from worker.keys import ANYBODY, Caller
 from worker.models import Checkpoint
+from worker.presence import Offer
 from worker.record_images import MOST_IN_RECORD_BYTES, in_record
 from worker.refusals import Invalid, Refusal
 from worker.requests import JobRequest, LikelihoodRequest, SamplingRequest, TrainingRequest, as_written
@@ -83,12 +84,12 @@ def submit_training(service: Service, request: TrainingRequest, terms: Terms = P
         )
         raise Invalid("no_training_images", message, "dataset")
     model, training = _configurations(request, dataset)
-    fault = training.too_few(dataset.num_images - dataset.num_validation)
+    fault = training.too_few(dataset.num_training)
     if fault and request.resume_from is None:  # a warm start has no initialization
         raise Invalid("too_few_training_images", f"dataset {dataset.id}: {fault}", "dataset")
-    if training.num_processes > (most := service.settings.max_processes):
-        raise Invalid("too_many_processes", f"the workers offer {most} processes a job", "training.num_processes")
-    _check_memory(service, model, training)
+    present = presence.offers(service.redis, "training")
+    _check_processes(present, training)
+    _check_memory(present, model, training)
     _check_batch(training, dataset)
     plan: dict[str, Any] = {"model": model.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     uses = [dataset.id]
@@ -241,13 +242,26 @@ def _configurations(request: TrainingRequest, dataset: Dataset) -> tuple[ModelCo
     return model, training
 
 
-def _check_memory(service: Service, model: ModelConfig, training: TrainingConfig) -> None:
-    """Raises `Invalid` where the training would not fit into what any present worker has."""
-    present = presence.memories(service.redis, "training")
+def _check_processes(present: Sequence[Offer], training: TrainingConfig) -> None:
+    """Raises `Invalid` if each present worker offers fewer processes than the training has.
+
+    Without workers nothing is known, as one that comes may offer more; nor is it of one that announces no number.
+    """
+    offered = [offer.processes for offer in present]
+    if not offered or None in offered:
+        return
+    most = max(filter(None, offered))
+    if training.num_processes > most:
+        message = f"the training workers that are present offer a job up to {most} processes"
+        raise Invalid("too_many_processes", message, "training.num_processes")
+
+
+def _check_memory(present: Sequence[Offer], model: ModelConfig, training: TrainingConfig) -> None:
+    """Raises `Invalid` if the training would not fit into what any present worker has."""
     refusals = []
-    for memory in sorted(present, key=lambda memory: memory.bytes):
+    for offer in sorted(present, key=lambda offer: offer.bytes):
         try:
-            choose(model, training, memory.of_process(training.num_processes), cuda=not memory.shared)
+            choose(model, training, offer.of_process(training.num_processes), cuda=not offer.shared)
         except DoesNotFit as error:
             refusals.append(str(error))
     if refusals and len(refusals) == len(present):  # without any, who comes may have more

@@ -36,7 +36,7 @@ from worker.lease import Lease
 from worker.metrics import IMAGES
 from worker.models import Checkpoint, best
 from worker.pace import Pace
-from worker.presence import own_memory
+from worker.presence import own_offer
 from worker.refusals import Conflict
 from worker.service import Service
 
@@ -156,7 +156,7 @@ def memory_kills() -> int:
 def killed_for_memory(run: RunDirectory) -> str:
     """What to choose after the kernel has killed a run's process, which had the plan of its newest checkpoint."""
     config, newest = run.config, newest_complete(run.path)
-    available = own_memory().of_process(config.training.num_processes)
+    available = own_offer().of_process(config.training.num_processes)
     training = config.training
     with suppress(DoesNotFit):
         earlier = read_manifest(newest).training if newest else None

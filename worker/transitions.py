@@ -39,7 +39,7 @@ from typing import Any, Literal, get_args
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from worker.connection import UNREACHABLE
+from worker.connection import UNREACHABLE, Script
 
 MAX_EVENTS = 100_000
 """Events kept of a job, about; the oldest give way."""
@@ -85,7 +85,7 @@ def load_script(redis: Redis, name: str, result_ttl_seconds: int = RESULT_TTL_SE
     constants = "".join(f"local {constant} = {value}\n" for constant, value in {**limits, **names}.items())
     shared = constants + _source("prelude") + _source("webhooks")
     ended = "local answer = main()\nwrite()\nreturn answer\n"
-    return redis.register_script(f"{shared}local function main()\n{_source(name)}end\n{ended}")
+    return Script(redis, f"{shared}local function main()\n{_source(name)}end\n{ended}")
 
 
 class Transitions:

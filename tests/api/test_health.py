@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from tests.api.conftest import Serve
-from worker.presence import Memory, Presence
+from worker.presence import Offer, Presence
 from worker.queue import QUEUES
 from worker.redis_server import RedisServer
 from worker.service import Service
 
-MEMORY = Memory(bytes=1, shared=True)
+OFFER = Offer(bytes=1, shared=True)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def staffed(service: Service, http: httpx.Client) -> Iterator[httpx.Client]:
     """A client of a service with a worker of each kind, as far as anybody can see."""
     with ExitStack() as present:
         for queue in QUEUES:
-            present.enter_context(Presence(service.redis, queue, "a worker", MEMORY))
+            present.enter_context(Presence(service.redis, queue, "a worker", OFFER))
         while http.get("/readyz").status_code == 503:
             pass
         yield http
@@ -48,7 +48,7 @@ def test_a_service_that_has_everything_is_ready(staffed: httpx.Client) -> None:
 def test_each_kind_of_worker_is_missed(service: Service, http: httpx.Client) -> None:
     assert http.get("/healthz").json()["status"] == "ok"
     assert missing(http) == ["no training worker", "no inference worker"]
-    with Presence(service.redis, "training", "a worker", MEMORY):
+    with Presence(service.redis, "training", "a worker", OFFER):
         while len(found := missing(http)) > 1:
             pass
     assert found == ["no inference worker"]

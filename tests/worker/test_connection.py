@@ -14,7 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from tests.redis_states import STATES
 from tests.worker.conftest import Submit
-from worker.connection import UNREACHABLE, ServerState, check_writes, connect, options_in_a_loop, state_of
+from worker.connection import UNREACHABLE, Script, ServerState, check_writes, connect, options_in_a_loop, state_of
 from worker.lease import Lease
 from worker.queue import celery
 from worker.reaper import Reaper
@@ -46,6 +46,11 @@ REPLIES = {
     "CLUSTERDOWN Hash slot not served": "its cluster is incomplete",
     "ERR Script attempted to execute a write command while the cluster is down and readonly": "its cluster is "
     "incomplete",
+    "ERR Can not execute a command 'set' while the cluster is down script: on @user_script:1.": "its cluster is "
+    "incomplete",
+    "CROSSSLOT Keys in request don't hash to the same slot": "it is part of a cluster, which this service cannot use",
+    "ERR Script attempted to access keys that do not hash to the same slot": "it is part of a cluster, which this "
+    "service cannot use",
     "ERR max number of clients + cluster connections reached": "it has as many connections as it may have",
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": "it runs a script that "
     "takes long",
@@ -82,7 +87,7 @@ _READABLE = {"READONLY", "NOREPLICAS", "OOM", "MISCONF"}
 @pytest.mark.parametrize("word", STATES)
 def test_each_client_raises_the_same_for_a_state_and_works_when_it_ends(word: str, server: RedisServer) -> None:
     client = connect(server.url, retries=0)
-    script = client.register_script("return redis.call('SET', 'a', 'b')")
+    script = Script(client, "return redis.call('SET', 'a', 'b')")
 
     def transaction() -> None:
         with client.pipeline(transaction=True) as pipeline:
@@ -133,34 +138,47 @@ def test_each_client_raises_the_same_for_a_state_and_works_when_it_ends(word: st
     client.close()
 
 
-def test_a_script_that_the_server_forgot_is_loaded_again(service: Service, submit: Submit) -> None:
-    submit()
-    service.redis.script_flush()
-    assert len(service.jobs.claim("training", "a worker")) == 1
+def test_scripts_that_the_server_forgets_again_and_again_are_run(service: Service, submit: Submit) -> None:
+    """As servers do that replace one another."""
+    stop = threading.Event()
+
+    def forget() -> None:
+        with connect(service.settings.redis_url) as other:
+            while not stop.is_set():
+                other.script_flush()
+
+    thread = threading.Thread(target=forget)
+    thread.start()
+    try:
+        for _ in range(200):
+            submit()
+            assert len(service.jobs.claim("training", "a worker")) == 1
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_script_that_somebody_ended_is_run_again(server: RedisServer) -> None:
     client = connect(server.url, retries=3)
-    slow = client.register_script("while not redis.call('GET', 'go on') do end return 'done'")
-    with connect(server.url) as other, pytest.raises(ServerState, match="Script killed by user"):
-        other.config_set("busy-reply-threshold", 20)
+    slow = Script(client, "while not redis.call('GET', 'go on') do end return 'done'")
+    other = redis.Redis.from_url(server.url)
+    other.config_set("busy-reply-threshold", 20)
 
-        def kill() -> None:
-            for _ in range(4):  # the first try and each repetition
-                while True:
-                    time.sleep(0.05)
-                    try:
-                        redis.Redis.from_url(server.url).script_kill()
-                        break
-                    except redis.ResponseError:  # none runs now
-                        pass
+    def kill() -> None:
+        for _ in range(4):  # the first try and each repetition
+            while True:
+                time.sleep(0.05)
+                try:
+                    other.script_kill()
+                    break
+                except redis.ResponseError:  # none runs now
+                    pass
 
-        thread = threading.Thread(target=kill)
-        thread.start()
-        try:
-            slow()
-        finally:
-            thread.join()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(ServerState, match="Script killed by user"):
+        slow()
+    thread.join()
     client.close()
 
 

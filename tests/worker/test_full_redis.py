@@ -19,7 +19,7 @@ def full(service: Service, submit: Submit) -> Iterator[None]:
     """Within it the server takes nothing new."""
     service.redis.config_set("maxmemory", 1)
     try:
-        with pytest.raises(ServerState, match="^OOM "):
+        with pytest.raises(ServerState, match=r"^OOM "):
             submit()
         yield
     finally:

@@ -14,7 +14,7 @@ from tests.worker.conftest import Submit
 from worker.jobs import Progress
 from worker.metrics import GpuMetrics, ServiceMetrics, together
 from worker.overview import overview
-from worker.presence import Memory, Presence
+from worker.presence import Offer, Presence
 from worker.service import Service
 
 METRICS = {"step": 5, "images_seen": 40, "train_bits_per_dim": 6.5, "images_per_second": 80.0}
@@ -71,7 +71,7 @@ def test_a_queue_tells_how_many_wait_and_how_long_the_next_one_has(service: Serv
     service.redis.hset(
         f"flowpp:job:{job.id}", "changed", int(service.redis.hget(f"flowpp:job:{job.id}", "changed")) - 10**7
     )
-    with Presence(service.redis, "training", "a worker", Memory(bytes=1, shared=True)):
+    with Presence(service.redis, "training", "a worker", Offer(bytes=1, shared=True)):
         until(lambda: overview(service.redis).queues["training"].workers)
         queue = overview(service.redis).queues["training"]
     assert (queue.waiting, queue.workers) == (2, 1)

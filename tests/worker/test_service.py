@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from flowpp.presets import resolve_model
 from tests.waiting import until
 from worker import presence
 from worker.datasets import Dataset
+from worker.gpus import Gpu, visible
 from worker.models import Checkpoint
-from worker.presence import Memory, Presence
+from worker.presence import Offer, Presence, own_offer
 from worker.refusals import Invalid, NotFound, Refusal
 from worker.requests import LikelihoodRequest, SamplingRequest, TrainingRequest
 from worker.service import Service
@@ -77,12 +79,67 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert service.jobs.page().data == []
 
 
-def test_more_processes_than_the_workers_offer_are_refused(settings: Settings, dataset: Dataset) -> None:
-    with Service(settings.model_copy(update={"max_processes": 3})) as service:
-        submit_training(service, training(dataset.id, training={"num_processes": 3, "batch_size": 64}))
-        with pytest.raises(Invalid, match="the workers offer 3") as caught:
-            submit_training(service, training(dataset.id, training={"num_processes": 4, "batch_size": 64}))
-    assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
+def test_more_processes_than_the_workers_offer_are_refused(service: Service, dataset: Dataset) -> None:
+    def submit(num_processes: int) -> None:
+        submit_training(service, training(dataset.id, training={"num_processes": num_processes, "batch_size": 32}))
+
+    def offered(*processes: int | None) -> None:
+        def announced() -> bool:
+            return sorted(map(str, processes)) == sorted(
+                str(offer.processes) for offer in presence.offers(service.redis, "training")
+            )
+
+        until(announced)
+
+    def worker(processes: int | None) -> Presence:
+        offer = Offer(bytes=2**40, shared=True, processes=processes)
+        return Presence(service.redis, "training", f"with {processes}", offer)
+
+    submit(32)  # whoever comes may offer so many
+    with worker(2):
+        offered(2)
+        submit(2)
+        with pytest.raises(Invalid, match="up to 2 processes") as caught:
+            submit(3)
+        assert (caught.value.code, caught.value.field) == ("too_many_processes", "training.num_processes")
+        with worker(4), worker(3):
+            offered(2, 3, 4)
+            submit(4)
+            with pytest.raises(Invalid, match="up to 4 processes"):
+                submit(5)
+        offered(2)
+        with pytest.raises(Invalid, match="up to 2 processes"):
+            submit(4)
+        with Presence(service.redis, "inference", "of another kind", Offer(bytes=1, shared=True, processes=32)):
+            until(lambda: presence.count(service.redis, "inference") == 1)
+            with pytest.raises(Invalid, match="up to 2 processes"):
+                submit(4)
+        with worker(None):
+            offered(2, None)
+            submit(32)
+            older = '{"bytes": 1099511627776, "shared": true}'  # as the version before writes it
+            service.redis.hset("flowpp:workers:training:memory", "with None", older)
+            submit(32)
+
+
+def test_a_worker_offers_its_gpus_or_else_its_cores_or_what_its_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert own_offer().processes == min(64, len(os.sched_getaffinity(0)))
+    assert own_offer().shared
+    assert own_offer(7).processes == 7
+    found = [Gpu(str(index), 0, 2**30, None) for index in range(4)]
+    for listed, left in (
+        ("0", "0"),
+        ("2, 1", "21"),
+        ("0,9,1", "0"),
+        ("garbage", ""),
+        ("-1", ""),
+        ("GPU-4f,GPU-5a", "01"),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert "".join(gpu.name for gpu in visible(found)) == left, listed
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible(found) == found
 
 
 def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_fit(
@@ -97,9 +154,9 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
         return wide.model_copy(update={"training": TrainingOverrides(**{**stated, **fields})})
 
     submit_training(service, wide)  # while nobody says what there is
-    small, large = (Memory(bytes=size, shared=True) for size in (2**30, 2**40))
+    small, large = (Offer(bytes=size, shared=True) for size in (2**30, 2**40))
     with Presence(service.redis, "training", "small", small):
-        until(lambda: presence.memories(service.redis, "training") == [small])
+        until(lambda: presence.offers(service.redis, "training") == [small])
         with pytest.raises(Invalid, match=r"512 images a forward pass take about .* GiB, of 1.0 GiB") as caught:
             submit_training(service, wide)
         assert (caught.value.code, caught.value.field) == ("out_of_memory", "training.micro_batch_size")
@@ -111,9 +168,9 @@ def test_a_training_that_no_workers_memory_can_hold_is_refused_with_what_would_f
         with pytest.raises(Invalid, match=r"of 0.1 GiB that training.memory_gib allows; not even one image fits"):
             submit_training(service, changed(micro_batch_size=None, activation_checkpointing=None, memory_gib=0.1))
         with Presence(service.redis, "training", "large", large):
-            until(lambda: len(presence.memories(service.redis, "training")) == 2)
+            until(lambda: len(presence.offers(service.redis, "training")) == 2)
             submit_training(service, wide)
-    assert presence.memories(service.redis, "training") == []
+    assert presence.offers(service.redis, "training") == []
 
 
 @pytest.mark.parametrize(
