@@ -75,7 +75,7 @@ class Ends(Frozen):
 
     dataset: DatasetId
     images: tuple[NonNegativeInt, NonNegativeInt] = Field(
-        description="Their indices; training images come first, then those for validation."
+        description="Their indices; training images come first, then those for validation, then those for test."
     )
 
 

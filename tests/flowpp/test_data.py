@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from flowpp.data import BadImages, ImageSet, Limits, build_image_set, encode_png, open_image_set, read_images
+from flowpp.sources import Split, open_images
 
 RANDOM = np.random.RandomState(0)
 TRAINING = RANDOM.randint(0, 256, (11, 6, 8, 3), dtype=np.uint8)
@@ -206,6 +208,25 @@ def test_test_images_are_a_part_that_training_does_not_see(tmp_path: Path) -> No
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(image_set.test, TEST)
     assert build_image_set(write_npz(tmp_path / "c.npz", test=TEST), tmp_path / "one").num_test == 4
+
+
+def test_each_part_of_a_set_can_be_read_by_its_name(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "a.npz", train=TRAINING, val=VALIDATION, test=TEST)
+    for split, expected in ((Split.TRAINING, TRAINING), (Split.VALIDATION, VALIDATION), (Split.TEST, TEST)):
+        names, pixels, _ = open_images([source], split)
+        np.testing.assert_array_equal(pixels, expected)
+        assert names[-1] == f"{split}[{len(expected) - 1}]"
+
+
+def test_names_of_images_are_text_that_can_be_encoded(tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", b"caf\\xe9.png", "größe.png".encode()]
+    (tmp_path / "source").mkdir()
+    for name in names:
+        (tmp_path / "source" / os.fsdecode(name)).write_bytes(encode_png(ALL[0]))
+    found, _, _ = open_images([tmp_path / "source"], Split.ALL)
+    assert len(set(found)) == 3
+    assert json.loads(json.dumps(found, ensure_ascii=False).encode()) == found
+    assert "größe.png" in found
 
 
 def test_test_images_validate_only_if_that_is_requested(tmp_path: Path) -> None:
