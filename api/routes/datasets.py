@@ -79,6 +79,8 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     service = creation.service
     claim = creation.claim(dict(sent.fields), sent.files)
     if creation.existing:
+        if creation.reused:
+            creation.response.status_code = 200
         return service.datasets.get(creation.existing)
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         image_set = build_image_set(sent.source, Path(directory) / "images", limits=service.settings.dataset_limits)
