@@ -34,12 +34,21 @@ def not_found(wanted: Kind, given: str, *also: Kind) -> NotFound:
     If the id is of another kind, the message names it. The kind comes from the id alone: the message does not reveal
     whether another owner has such an object.
     """
+    code = (
+        "job_not_found"
+        if wanted == "job"
+        else "dataset_not_found"
+        if wanted == "dataset"
+        else "checkpoint_not_found"
+        if wanted == "checkpoint"
+        else "webhook_not_found"
+    )
     shown = given[:64]
     for kind, prefix in PREFIXES.items():
         if given.startswith(prefix) and kind not in (wanted, *also):
             takes = " or ".join(f"a {each} ({PREFIXES[each]}...)" for each in (wanted, *also))
-            return NotFound(f"{wanted}_not_found", f"{shown} is a {kind}; give the id of {takes}")
-    return NotFound(f"{wanted}_not_found", f"there is no {wanted} {shown}")
+            return NotFound(code, f"{shown} is a {kind}; give the id of {takes}")
+    return NotFound(code, f"there is no {wanted} {shown}")
 
 
 def check_kind(wanted: Kind, given: str) -> None:

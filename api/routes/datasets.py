@@ -92,6 +92,8 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     if test_as_validation not in ("true", "false"):
         raise invalid_field("test_as_validation", f"is {test_as_validation[:40]!r}; send true or false")
     if creation.existing:
+        if creation.reused:
+            creation.response.status_code = 200
         return service.datasets.get(creation.existing)
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = sent.files[0][1] if len(sent.files) == 1 else sent.files
