@@ -2,7 +2,6 @@
 
 import re
 import socket
-from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -136,8 +135,9 @@ class Script(RegisteredScript):
     redis-py would load it and call it by its hash again: between the two the server may be replaced once more.
     """
 
-    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = (), client: Any = None) -> Any:
+    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
         server: Any = client or self.registered_client
+        keys, args = keys or (), args or ()
         try:
             return server.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
