@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""All tests run in the same environment."""
 
 from tests import environment
 
