@@ -142,7 +142,7 @@ def _planned(config: RunConfig, checkpoint: Path | None, processes: Processes) -
 
 
 def _lacks_kernels(device: torch.device) -> bool:
-    """Whether models compute by plain PyTorch on this device, which keeps more for the backward pass."""
+    """Returns True if models compute by plain PyTorch here. It keeps more for the backward pass than CPU kernels."""
     return device.type == "cpu" and kernels(torch.float32) is None
 
 

@@ -1,4 +1,4 @@
-"""What a computation costs, in a unit that a slow or busy machine does not change."""
+"""The cost of a computation, in a unit that a slow or busy machine does not change."""
 
 import time
 import zlib
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def cost(run: Callable[[], object]) -> float:
-    """CPU time of `run` in units: one is what decompressing 256 MiB of zeros in pieces takes here, just before."""
+    """Returns the CPU time of `run` in units: the CPU time to decompress 256 MiB of zeros, measured just before."""
     unit = _seconds(_decompress)
     return _seconds(run) / unit
 

@@ -1,12 +1,12 @@
-"""The environment in which tests run: of what a user's shell exports, only what names tools, places and threads.
+"""The tests' environment: the user's variables for tools, directories, locale and threads, and no others.
 
-A key of a running service, a proxy, a colour setting or a rank of a distributed run must not change what a test finds.
+A key of a running service, a proxy, a colour setting or a rank of a distributed run must not change a test's result.
 """
 
 import os
 
 INHERITED = dict(os.environ)
-"""What this process was started with; for tools that need the network, as a Docker engine."""
+"""The environment at the start of this process, for tools that need the network, for example a Docker engine."""
 
 _KEPT = {
     "CC",

@@ -1,4 +1,4 @@
-"""How tests wait: for a condition, never for a time, and so long that only a fault can exhaust it."""
+"""Tests wait for a condition, not for a time. The limit is so long that only a fault can reach it."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 300
-"""Far longer than anything takes on one core that others use too. A test's own limit, in pyproject.toml, is longer."""
+"""Far longer than any wait on one shared core. The limit of a whole test, in pyproject.toml, is longer still."""
 
 LEASE_SECONDS = 10
-"""Of leases that must not run out while a worker lives: a busy machine keeps no thread waiting for so long."""
+"""A lease that a live worker must not lose. No thread waits this long for a core on a busy machine."""
 
 
 def until(condition: Callable[[], T], what: object = "the condition does not hold") -> T:
-    """The first true value of `condition`. Fails with `what`, or with its value if it is a function."""
+    """Returns the first true value of `condition`. Fails with `what`, or with its result if it is a function."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := condition()):
         assert time.monotonic() < deadline, what() if callable(what) else what

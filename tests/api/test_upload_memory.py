@@ -20,8 +20,8 @@ from worker.redis_server import RedisServer, free_port
 from worker.settings import MAX_ZIP_ENTRIES
 
 MOST_GROWTH_BYTES = 64 * 2**20
-"""Of the peak resident set, mapped files included, beyond that of an API that has taken a small upload. What that one
-has depends on the machine: its cores, its allocator, its C library."""
+"""An upload may raise the peak resident set, mapped files included, by this much after a small upload. The peak of the
+small upload depends on the machine: its cores, its allocator, its C library."""
 
 
 @contextmanager

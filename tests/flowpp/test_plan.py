@@ -31,7 +31,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 PLAIN = {"compile": False}
-"""The same memory on every machine: without kernels, which need a compiler."""
+"""A run without kernels takes the same memory on every machine, with a compiler or without one."""
 
 
 def recipe(**changes: Any) -> TrainingConfig:
@@ -206,7 +206,7 @@ def test_all_processes_have_the_plan_of_the_one_with_the_least_memory(images_fil
 
 @pytest.fixture(scope="module")
 def dropped(image_set: ImageSet) -> ModelConfig:
-    """A model whose dropout depends on what passes together, and of whose memory each image takes a part."""
+    """A model whose dropout depends on the images of a pass. Each image adds to the memory that it takes."""
     return resolve_model("tiny", {"dropout": 0.1, "blocks": 24}, image_set.shape)
 
 

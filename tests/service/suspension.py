@@ -1,4 +1,4 @@
-"""Training processes that are held still: what a test does to a run comes in time, however fast it trains."""
+"""Suspended training processes: a test can act on a run in time, however fast the run trains."""
 
 import signal
 from collections.abc import Callable, Iterable
@@ -19,9 +19,9 @@ def caught(
     reached: Callable[[Job], object],
     find: Callable[[], list[psutil.Process]],
 ) -> tuple[Job, list[psutil.Process]]:
-    """A job of `submit` for which `reached` holds and that has steps to go, and its processes of `find`, suspended.
+    """Submits a job, waits until `reached` holds, and suspends the processes that `find` returns. Returns both.
 
-    A job that was too quick ends, and another is submitted.
+    The job has steps left. If it was too quick, it ends, and another is submitted.
     """
     while True:
         job = submit()
@@ -42,14 +42,14 @@ def caught(
 
 
 def resume(processes: Iterable[psutil.Process]) -> None:
-    """Lets them go on, those that are still there."""
+    """Resumes the processes that still exist."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.resume()
 
 
 def resume_when_told_to_end(processes: list[psutil.Process]) -> None:
-    """Lets them go on as soon as SIGTERM waits for one of them."""
+    """Resumes them as soon as SIGTERM is pending for one of them."""
     until(lambda: any(map(_told_to_end, processes)), "no process gets SIGTERM")
     resume(processes)
 

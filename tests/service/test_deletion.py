@@ -60,7 +60,7 @@ def stored(service: Service) -> set[str]:
 
 
 def until_stored(service: Service, expected: set[str], what: str = "") -> None:
-    """Returns when all that is stored is what is expected: on a busy machine files may go late."""
+    """Returns when the store contains exactly these files. On a busy machine files may be deleted late."""
     until(lambda: now(service) == expected, lambda: (what, now(service) ^ expected))
     assert stored(service) == expected, what
 

@@ -39,7 +39,7 @@ def quiet(house: House, dataset: Dataset) -> str:
 
 
 DEADLY = {"SIGKILL of the training process", "SIGKILL of the worker", "SIGKILL of both", "newest checkpoint damaged"}
-"""Faults that end the training process, which is held still until then."""
+"""Faults that end the training process. It stays suspended until then."""
 
 QUICK = {"SIGKILL of both", "newest checkpoint damaged"}
 CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.faults, id=name) for name in FAULTS]

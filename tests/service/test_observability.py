@@ -27,7 +27,7 @@ NOT_SENT = "traces are not sent"
 
 @dataclass
 class Life:
-    """What was told in it: spans, log lines by process, ids of requests, jobs, their log; how the processes ended."""
+    """The spans, log lines by process, ids of requests, jobs and their log of one life, and the exit statuses."""
 
     collector: Collector
     lines: dict[str, list[dict[str, Any]]]

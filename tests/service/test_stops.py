@@ -58,7 +58,7 @@ def submit(house: House, dataset: Dataset, model: dict[str, object], **training:
 
 
 def starting(mapped: str = "") -> Callable[[House, Job], None]:
-    """As soon as the process has mapped a file of that name: torch's library, or the images that it begins with."""
+    """The process has mapped a file with this name: torch's library, or the first images."""
 
     def reach(house: House, job: Job) -> None:
         house.until(lambda: any(has_mapped(process, mapped) for process in house.training_processes()), "none trains")
@@ -77,7 +77,7 @@ def training(house: House, job: Job) -> None:
 
 
 def evaluating(house: House, job: Job) -> None:
-    """In the evaluation of the second step, after which its metrics are told."""
+    """The second step is being evaluated. Its metrics are written after that."""
     house.until(lambda: house.step(job) == 1, "no step is taken")
     (row,) = house.service.events.metrics(job.id)
     time.sleep(2 * BATCH_SIZE / row["images_per_second"])  # what two steps take

@@ -56,7 +56,7 @@ def test_word_comes_again_after_a_connection_that_went_silent(
             async with words.listening():
                 with words.of("job_1") as first:
                     await subscribed()
-                    while not first.is_set():  # a connection that was slow for so long is made anew
+                    while not first.is_set():  # a slow connection may have been replaced
                         redis.publish(CHANNEL, "job_0 job_1")  # those of one batch
                         await asyncio.sleep(0.05)
                 proxy.cut = proxy.connected

@@ -68,7 +68,7 @@ def test_many_reapers_count_a_lost_worker_once(service: Service, submit: Submit)
     service.jobs.claim("training", "a worker")
     with Reaper(service), Reaper(service), Reaper(service):
         until(lambda: service.jobs.get(job.id).status == "queued")
-        time.sleep(service.settings.lease_seconds)  # in which each of them looks several times
+        time.sleep(service.settings.lease_seconds)  # each reaper looks several times meanwhile
     assert service.jobs.get(job.id).failures == 1
 
 

@@ -231,7 +231,7 @@ def test_an_attempt_that_is_to_stop_while_it_copies_its_data_ends_at_once(
             copied.append(source)
             ask = {"pause": service.jobs.pause, "cancel": service.jobs.cancel, "shutdown": lambda _: shutdown.set()}
             ask[wish](job.id)
-            until(check, "it goes on")  # `check` raises as soon as the lease's thread knows of the wish
+            until(check, "it goes on")  # `check` raises after the lease's thread has read the wish
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("worker.artifacts._copy", copy)
@@ -265,7 +265,7 @@ def test_the_events_say_which_attempt_why_the_last_one_ended_and_where_it_goes_o
 
 
 def test_a_job_says_how_it_was_planned_to_fit_the_memory_that_was_given(service: Service, dataset: Dataset) -> None:
-    plain = {"compile": False}  # the same memory on every machine: without kernels, which need a compiler
+    plain = {"compile": False}  # without kernels, so that it takes the same memory on every machine
     model, training = resolve_model("tiny", {"blocks": 24}, dataset.shape), resolve_training("tiny", plain)
     needed = estimate(model, training.model_copy(update={"micro_batch_size": 3})).at(3)
     recipe = plain | {"memory_gib": needed / SURE / 2**30, "steps": 2, "warmup_steps": 0}
@@ -333,7 +333,7 @@ def test_the_end_is_estimated_from_the_steps_of_this_attempt(service: Service, j
     found = estimate()
     assert found is not None
     (first_begun, _, first_ended), _, (begun, _, ended) = told
-    least, most = (begun - first_ended) / 2, (ended - first_begun) / 2  # seconds a step, of which 15 are to go
+    least, most = (begun - first_ended) / 2, (ended - first_begun) / 2  # seconds a step; 15 steps are left
     assert begun + 15 * least - 0.001 <= found <= ended + 15 * most + 0.001
 
 
