@@ -257,7 +257,7 @@ def run(queue: Queue, pipe: Connection) -> int:
             task, answer = Inference(service, name).drain, lambda asked: {}
         threading.Thread(target=serve, args=(pipe, answer), daemon=True).start()
         service.celery.task(task, name=queue)
-        worker = listener(service.celery, queue, name, quiet=True)
+        worker = listener(service.celery, queue, name)
         with Presence(service.redis, queue, name):
             worker.start()
         return int(worker.exitcode or 0)

@@ -2,7 +2,6 @@
 
 import re
 import socket
-from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -59,11 +58,11 @@ class ServerState(ResponseError):
 
 
 UNREACHABLE = (ConnectionError, TimeoutError, ServerState)
-"""What commands raise while the server cannot be reached, or while its state forbids them."""
+"""Exceptions of commands while the server cannot be reached, or while its state forbids them."""
 
 
 def state_of(reply: str) -> str | None:
-    """What an error reply says about the server's state, or None if it is about something else."""
+    """The meaning of an error reply about the server's state, or None if it is about something else."""
     inner = _INSIDE.match(reply)
     word = reply[inner.end() if inner else 0 :].partition(" ")[0]
     if word in STATES:
@@ -136,8 +135,9 @@ class Script(RegisteredScript):
     redis-py would load it and call it by its hash again: between the two the server may be replaced once more.
     """
 
-    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = (), client: Any = None) -> Any:
+    def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
         server: Any = client or self.registered_client
+        keys, args = keys or (), args or ()
         try:
             return server.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:

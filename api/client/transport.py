@@ -244,5 +244,5 @@ def _authorization(key: str) -> dict[str, str]:
 
 
 def _source(variable: str, value: str) -> str:
-    """Names the variable if the value is its, whoever has read it."""
+    """The variable's name, if it holds the value; the command line reads it, too."""
     return f"{variable}: " if os.environ.get(variable) == value else ""
