@@ -184,7 +184,7 @@ class Stack:
 
 
 def _missing(response: httpx.Response) -> str:
-    """What a service that is not ready waits for, in words."""
+    """Sentences of /readyz about a service that is not ready."""
     try:
         return "; ".join(response.json()["missing"])
     except (ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""States in which a real Redis server answers and does not serve. Each is a context manager over a running server."""
+"""States of a real Redis server that answers and refuses commands. Each is a context manager over a running server."""
 
 import os
 import threading

@@ -73,7 +73,7 @@ class Listed(NamedTuple):
 
 
 class UnusableStore(OSError):
-    """There can be no store where one is to be; the message is a sentence."""
+    """The store's directory cannot be made; the message is a sentence."""
 
 
 class Together:

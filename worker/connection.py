@@ -58,11 +58,11 @@ class ServerState(ResponseError):
 
 
 UNREACHABLE = (ConnectionError, TimeoutError, ServerState)
-"""What commands raise while the server cannot be reached, or while its state forbids them."""
+"""Exceptions of commands while the server cannot be reached, or while its state forbids them."""
 
 
 def state_of(reply: str) -> str | None:
-    """What an error reply says about the server's state, or None if it is about something else."""
+    """The meaning of an error reply about the server's state, or None if it is about something else."""
     inner = _INSIDE.match(reply)
     word = reply[inner.end() if inner else 0 :].partition(" ")[0]
     if word in STATES:

@@ -28,8 +28,8 @@ class Gpu(NamedTuple):
 def visible(found: Sequence[Gpu]) -> list[Gpu]:
     """Those of the machine's GPUs that CUDA_VISIBLE_DEVICES leaves to this process.
 
-    As in CUDA, the list ends before the first entry that names no GPU. Of identifiers (GPU-..., MIG-...) only the
-    number counts, as `found` does not tell them.
+    As in CUDA, the list ends before the first entry that names no GPU. An identifier (GPU-..., MIG-...) counts as one
+    GPU, as `found` does not contain identifiers.
     """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:

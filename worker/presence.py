@@ -24,7 +24,7 @@ MOST_PROCESSES = 64
 
 
 class Offer(BaseModel):
-    """What a worker has to compute with.
+    """The means of a worker.
 
     `bytes` is the memory of each GPU or, if it is `shared`, that of the machine. `processes` is how many a training
     job may have, or None if the worker is of a version that does not announce it.
@@ -42,7 +42,7 @@ class Offer(BaseModel):
 
 
 def own_offer(max_processes: int | None = None) -> Offer:
-    """What this process has: a training process for each GPU, or without GPUs one for each core.
+    """The means of this process: a training process for each GPU, or without GPUs one for each core.
 
     `max_processes`, if given, is offered instead.
     """
@@ -104,7 +104,7 @@ def count(redis: Redis, queue: Queue) -> int:
 
 
 def offers(redis: Any, queue: Queue) -> list[Offer]:
-    """What each present worker of a queue offers."""
+    """The offer of each present worker of a queue."""
     names = _present(redis, queue)
     found = redis.hmget(_offers_key(_key(queue)), names) if names else []
     return [Offer.model_validate_json(written) for written in found if written]

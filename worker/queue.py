@@ -45,9 +45,9 @@ class _Channel(broker.Channel):
 
 
 class Transport(broker.Transport):
-    """kombu's transport, to which a server that refuses commands for now is one that cannot be reached.
+    """kombu's transport, which connects again if the server refuses commands for now.
 
-    kombu would raise most of these replies out of its loop, which ends the worker.
+    Otherwise kombu would raise most of these replies out of its loop, which ends the worker.
     """
 
     Channel = _Channel
@@ -106,7 +106,7 @@ def celery(redis_url: str) -> Celery:
 def listener(app: Celery, queue: Queue, name: str) -> Any:
     """The Celery worker, called `name`, that receives the messages of a queue one by one."""
     with warnings.catch_warnings():
-        # It warns of root, since whoever writes to the broker could run code by pickled messages; ours are JSON.
+        # It warns of root, as a pickled message could run any code; our messages are JSON.
         warnings.simplefilter("ignore", SecurityWarning)
         return app.Worker(
             hostname=name,

@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: str) -> str:
         try:
             parse_url(value)
-        except ValueError:  # which may tell a part of a password
+        except ValueError:  # its message may hold a part of a password
             raise ValueError("this is no URL of a Redis server, as redis://127.0.0.1:6379/0 is one") from None
         return value
 
@@ -147,7 +147,7 @@ class BrokenVariable(ValueError):
 
 
 def from_environment(**values: Any) -> Settings:
-    """The settings of this process's environment, of which `values` replace some.
+    """The settings of this process's environment, with `values` instead of its own.
 
     Raises `BrokenVariable` also for variables of the libraries that processes of the service need.
     """
@@ -182,7 +182,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _certificates(found: Settings) -> list[str]:
-    """Variables of certificates that some library reads here, in the order in which it prefers them."""
+    """Variables of certificates that a library of this process reads."""
     names = [next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "")]
     if tracing.configured():
         names += ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "OTEL_EXPORTER_OTLP_CERTIFICATE"]

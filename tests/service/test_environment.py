@@ -1,4 +1,4 @@
-"""A variable of the environment that cannot be used is named in one sentence, by whichever process needs it."""
+"""Each process names a broken environment variable in one sentence."""
 
 import os
 import subprocess
@@ -133,7 +133,7 @@ def test_a_client_does_without_what_it_does_not_need(name: str, value: str, tmp_
 
 
 def _run(command: list[str | Path], directory: Path, changed: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """A process whose Redis server is nowhere."""
+    """Runs a process to its end; no Redis server answers it."""
     root = Path(__file__).parents[2]
     environment = os.environ | {"FLOWPP_REDIS_URL": "redis://127.0.0.1:1/0", "FLOWPP_DATA_DIRECTORY": str(directory)}
     environment |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | changed

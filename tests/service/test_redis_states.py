@@ -26,7 +26,7 @@ from worker.redis_server import RedisServer
 QUICK = {"READONLY", "NOREPLICAS"}
 CASES = [pytest.param(word, marks=() if word in QUICK else pytest.mark.faults, id=word) for word in STATES]
 
-# What these refuse is what writes alone.
+# These refuse writes alone.
 READABLE = {"READONLY", "NOREPLICAS", "OOM", "MISCONF"}
 LEASE_SECONDS = 3
 STATE_SECONDS = 2 * LEASE_SECONDS
@@ -109,7 +109,7 @@ def test_all_wait_and_nothing_is_lost(
     ended = client.jobs.wait(training.id, timeout=180)
     assert (ended.status, ended.attempt) == ("succeeded", 1), ended
     steps = client.jobs.metrics(training.id).columns["step"]
-    assert steps == list(range(1, 401)), "each step is told once"
+    assert steps == list(range(1, 401)), "each step is there once"
     assert client.jobs.wait(queued.id, timeout=120).status == "succeeded"
     scored = client.sampling_jobs.create(model=training.id, num_samples=2)
     assert client.jobs.wait(scored.id, timeout=120).status == "succeeded"

@@ -80,7 +80,7 @@ def test_other_replies_are_not(reply: str) -> None:
     assert state_of(reply) is None
 
 
-# What reads alone is answered in these states, and what takes nothing new.
+# These refuse writes alone.
 _READABLE = {"READONLY", "NOREPLICAS", "OOM", "MISCONF"}
 
 

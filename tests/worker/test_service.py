@@ -95,7 +95,7 @@ def test_more_processes_than_the_workers_offer_are_refused(service: Service, dat
         offer = Offer(bytes=2**40, shared=True, processes=processes)
         return Presence(service.redis, "training", f"with {processes}", offer)
 
-    submit(32)  # whoever comes may offer so many
+    submit(32)  # a worker that comes may offer so many
     with worker(2):
         offered(2)
         submit(2)
