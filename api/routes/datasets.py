@@ -52,16 +52,12 @@ SHEET: dict[int | str, dict[str, Any]] = {
 SHEET_IMAGES = 64
 
 
-SAME: dict[int | str, dict[str, Any]] = {
-    200: {"model": Dataset, "description": "You have a dataset of these images already: nothing was stored again."}
-}
-
-
-@router.post("", status_code=201, openapi_extra=FORM, responses=SAME)
+@router.post("", status_code=201, openapi_extra=FORM)
 async def upload(creation: CreationOf) -> Dataset:
     """Upload images. They are decoded and checked before this answers.
 
-    Images, with their split, that you have in a dataset already give that dataset (200), under the name it has.
+    If you already have a dataset of the same images with the same split, the answer is that dataset, under its name,
+    and nothing is stored again.
     """
     settings = creation.service.settings
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
@@ -79,13 +75,10 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     service = creation.service
     claim = creation.claim(dict(sent.fields), sent.files)
     if creation.existing:
-        if creation.reused:
-            creation.response.status_code = 200
         return service.datasets.get(creation.existing)
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         image_set = build_image_set(sent.source, Path(directory) / "images", limits=service.settings.dataset_limits)
         if same := service.datasets.same(image_set, creation.caller.owner, claim):
-            creation.response.status_code = 200
             return same
         return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 
