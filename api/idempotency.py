@@ -55,11 +55,6 @@ class Creation:
         """The id of what the same request has created before; to be used only after `claim`."""
         return self._once.existing if self._once else None
 
-    @property
-    def reused(self) -> bool:
-        """Whether the object `existing` was there before the first of the same requests."""
-        return self._once is not None and self._once.reused
-
     def claim(self, values: Any, files: Iterable[tuple[str, Path | bytes]] = ()) -> str:
         """What the record is written with, by the content of the request. Raises `Invalid` for another content."""
         if self._once is None:

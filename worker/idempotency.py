@@ -24,13 +24,12 @@ _RELEASE = _IF_OURS.format("'DEL', KEYS[1]")
 
 @dataclass(frozen=True)
 class Once:
-    """One request under its key. `existing` is the id of the object that the first one created, or `reused`."""
+    """One request under its key. `existing` is the id of the object that the first one created or reused."""
 
     place: str
     mark: str
     existing: str | None
     fingerprint: str | None
-    reused: bool = False
 
     def claim(self, fingerprint: str) -> str:
         """What the record is written with. Raises `Invalid` where the first request was another one."""
@@ -56,7 +55,7 @@ class Idempotency:
         said = json.loads(self._redis.get(place) or "{}")
         if "id" not in said:
             raise Conflict("idempotency_in_progress", "a request with this Idempotency-Key is under way; try again")
-        return Once(place, mark, said["id"], said["fingerprint"], said.get("reused", False))
+        return Once(place, mark, said["id"], said["fingerprint"])
 
     def renew(self, once: Once) -> None:
         """Says that the request is still under way."""

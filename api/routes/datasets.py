@@ -62,16 +62,12 @@ SHEET: dict[int | str, dict[str, Any]] = {
 SHEET_IMAGES = 64
 
 
-SAME: dict[int | str, dict[str, Any]] = {
-    200: {"model": Dataset, "description": "You have a dataset of these images already: nothing was stored again."}
-}
-
-
-@router.post("", status_code=201, openapi_extra=FORM, responses=SAME)
+@router.post("", status_code=201, openapi_extra=FORM)
 async def upload(creation: CreationOf) -> Dataset:
     """Upload images. They are decoded and checked before this answers.
 
-    Images, with their split, that you have in a dataset already give that dataset (200), under the name it has.
+    If you already have a dataset of the same images with the same split, the answer is that dataset, under its name,
+    and nothing is stored again.
     """
     settings = creation.service.settings
     await run_in_threadpool(creation.service.check_bytes, creation.caller)
@@ -92,8 +88,6 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
     if test_as_validation not in ("true", "false"):
         raise invalid_field("test_as_validation", f"is {test_as_validation[:40]!r}; send true or false")
     if creation.existing:
-        if creation.reused:
-            creation.response.status_code = 200
         return service.datasets.get(creation.existing)
     with tempfile.TemporaryDirectory(prefix="flowpp-dataset-") as directory:
         source = sent.files[0][1] if len(sent.files) == 1 else sent.files
@@ -104,7 +98,6 @@ def _register(creation: Creation, sent: Upload) -> Dataset:
             test_as_validation=test_as_validation == "true",
         )
         if same := service.datasets.same(image_set, creation.caller.owner, claim):
-            creation.response.status_code = 200
             return same
         return service.datasets.register(image_set, sent.files[0][0], creation.caller.owner, claim)
 

@@ -15,7 +15,10 @@ from flowpp.data import encode_png
 from tests.waiting import PATIENCE_SECONDS
 
 
-def test_the_whole_way_awaited(stack: Stack, trained: Job, archive: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_the_whole_way_awaited(stack: Stack, trained: Job, images: np.ndarray, tmp_path: Path) -> None:
+    archive = tmp_path / "own.npy"
+    np.save(archive, images[:6])  # no other test has a dataset of these, which is deleted at the end
+
     async def go() -> None:
         async with AsyncClient(stack.url) as client:
             reports: list[tuple[int, int]] = []

@@ -69,8 +69,11 @@ def test_a_folder_uploads_as_the_images_in_it(client: Client, images: np.ndarray
     assert (dataset.num_images, dataset.num_validation) == (8, 3)
 
 
-def test_a_deleted_dataset_is_a_problem_with_status_code_and_sentence(client: Client, archive: Path) -> None:
-    dataset = client.datasets.upload(archive)
+def test_a_deleted_dataset_is_a_problem_with_status_code_and_sentence(
+    client: Client, images: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "deleted.npy", images[:7])  # no other test has a dataset of these
+    dataset = client.datasets.upload(tmp_path / "deleted.npy")
     client.datasets.delete(dataset.id)
     with pytest.raises(ProblemError) as caught:
         client.datasets.get(dataset.id)

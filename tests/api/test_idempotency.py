@@ -44,7 +44,7 @@ def test_the_same_request_again_is_answered_with_what_the_first_created(
     for index, (path, body) in enumerate(requests):
         key = {"Idempotency-Key": f"key-{index}"}
         first, again = (http.post(path, headers=key, **body) for _ in range(2))
-        assert first.status_code in (200, 202), first.text  # 200: the dataset of these images that is there already
+        assert first.status_code in (201, 202), first.text
         assert (again.status_code, again.json()) == (first.status_code, first.json())
         assert again.headers["location"] == first.headers["location"]
         assert "idempotency-replayed" not in first.headers

@@ -204,10 +204,10 @@ local function index_job(id)
 end
 
 -- What a request with an Idempotency-Key has created: told to whoever sends it again, for a day.
-local function created(claim, id, reused)
+local function created(claim, id)
   if claim ~= '' then
     local said = cjson.decode(claim)
-    later('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id, reused = reused}), 'EX', 86400)
+    later('SET', said.key, cjson.encode({fingerprint = said.fingerprint, id = id}), 'EX', 86400)
   end
 end
 

@@ -1,5 +1,5 @@
 -- Notes an existing record for an idempotency key, as if the request had created it. Returns 0 if there is no record.
 local kind, id, claim = unpack(ARGV)
 if redis.call('EXISTS', 'flowpp:' .. kind .. ':' .. id) == 0 then return 0 end
-created(claim, id, true)
+created(claim, id)
 return 1
