@@ -6,10 +6,12 @@ Autocast would round mixtures and log-determinants to 8 bits, and give bfloat16 
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Backward = TypeVar("Backward", bound=Callable[..., tuple[Tensor | None, ...]])
 
 
 def without_autocast(device: torch.device) -> torch.autocast:
@@ -17,7 +19,7 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def exact_backward(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+def exact_backward(backward: Backward) -> Backward:
     """The `backward(ctx, *gradients)` of an autograd function, without the autocast that its caller may be in."""
 
     @wraps(backward)
@@ -25,4 +27,4 @@ def exact_backward(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callab
         with without_autocast(gradients[0].device):
             return backward(ctx, *gradients)
 
-    return computed
+    return cast(Backward, computed)

@@ -545,7 +545,7 @@ def test_the_switch_turns_every_kernel_off(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cpu_kernels, "_call", lambda name, *arguments: (called.append(name), call(name, *arguments)))
     torch.manual_seed(0)
     model = FlowPP(ModelConfig(**SMALL))
-    images = random_images(model.config, 2)
+    images = random_images(model.config, 4)
     model.initialize(images)
     called.clear()
     used = []
