@@ -262,9 +262,8 @@ class FlowPP(nn.Module):
     ) -> Tensor:
         """The objective of a training step in bits/dim: uint8 [B, C, H, W] -> float64 [B]; minimize its mean.
 
-        It is `bits_per_dim` under dropout in those modules that are in training mode. The mask comes from
-        `dropout_seed`, or else from torch's generator. `noise` [B, C, H, W] replaces `draw_noise`'s. The result may be
-        NaN.
+        It is `bits_per_dim` under dropout in the modules in training mode. The mask comes from `dropout_seed`, or else
+        from torch's generator. `noise` [B, C, H, W] replaces `draw_noise`'s. The result may be NaN.
         """
         x, noise = self._symbols(images, generator, noise)
         seed = None if dropout_seed is None else whole("dropout_seed", dropout_seed, 0)

@@ -113,7 +113,7 @@ def save_model(model: "FlowPP", directory: Path) -> None:
     write_checkpoint(directory, {MODEL: weights}, model=model.config)
 
 
-def load_model(kind: type[Model], directory: Path, device: torch.device) -> Model:
+def load_model(kind: type[Model], directory: Path, device: str | torch.device) -> Model:
     """The model of a checkpoint in the dtype of its file and in evaluation mode, with its EMA weights if it has them.
 
     Raises `BadCheckpoint`.

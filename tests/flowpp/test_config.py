@@ -107,6 +107,6 @@ def test_fewer_steps_shorten_warm_up_and_cool_down_unless_they_are_chosen() -> N
         resolve_training("small", {"steps": 10, "warmup_steps": 20})
 
 
-def test_an_unknown_preset_is_a_key_error() -> None:
-    with pytest.raises(KeyError):
+def test_an_unknown_preset_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'cifar'; did you mean cifar10"):
         resolve_model("cifar", {}, (3, 32, 32))

@@ -38,10 +38,10 @@ logging.basicConfig(format="%(levelname)s %(message)s")
 from flowpp.model import FlowPP
 torch.manual_seed(0)
 model = FlowPP("tiny").eval()
-images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
 with torch.no_grad():
     model.initialize(images)
-    noise = model.draw_noise(2)
+    noise = model.draw_noise(4)
     print([model.log_prob(images, noise=noise).tolist() for _ in range(2)])
     model.decode(torch.zeros(1, *model.config.latent_shape))
 """
@@ -109,10 +109,10 @@ def plain_log_prob() -> list[list[float]]:
         torch.manual_seed(0)
         model = FlowPP("tiny").eval()
         model.fuse(False)
-        images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():
             model.initialize(images)
-            noise = model.draw_noise(2)
+            noise = model.draw_noise(4)
             return [model.log_prob(images, noise=noise).tolist() for _ in range(2)]
 
 
