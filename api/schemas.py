@@ -129,7 +129,7 @@ class Status(Overview):
 
     object: Literal["status"] = "status"
     owner: str = Field(description="The owner of the request's key.")
-    scopes: tuple[Scope, ...] = Field(description="What the key allows; without authentication, everything.")
+    scopes: tuple[Scope, ...] = Field(description="Permissions of the key. Without authentication, all of them.")
 
 
 class JobEventData(BaseModel):
