@@ -169,10 +169,13 @@ class RunDirectory:
         return found
 
     def prune(self, keep: int, suspected_since: int | None = None) -> None:
-        """Removes all checkpoints but the newest `keep`, the best, and the last of before a run may have diverged."""
-        paths = self.checkpoints()
+        """Removes all checkpoints but the newest `keep` and the best.
+
+        If there is no best one, it also keeps the last one up to the step `suspected_since`.
+        """
+        paths, best = self.checkpoints(), self.best_checkpoint()
         before = [path for path in paths if suspected_since is not None and step_of(path) <= suspected_since]
-        kept = {*paths[-keep:], *before[-1:], self.best_checkpoint()}
+        kept = {*paths[-keep:], *([best] if best else before[-1:])}
         for path in paths:
             if path not in kept:
                 _remove(path)

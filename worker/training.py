@@ -356,11 +356,11 @@ class Reporter:
             self._service.store.delete(prefix)
 
     def _prune(self) -> None:
-        """Keeps in the store what the run keeps: the newest, the best, and the last of before it may have diverged."""
+        """Keeps the checkpoints in the store that `RunDirectory.prune` keeps."""
         checkpoints = self._service.checkpoints.of_job(self._job.id)
         since, chosen = self._divergence.suspected_since, best(checkpoints)
         before = [checkpoint.id for checkpoint in checkpoints if since is not None and checkpoint.step <= since]
-        kept = {*before[-1:], *([chosen.id] if chosen else [])}
+        kept = [chosen.id] if chosen else before[-1:]
         for checkpoint in checkpoints[: -self._recipe["keep_checkpoints"]]:
             if checkpoint.id not in kept:
                 self._delete(checkpoint)

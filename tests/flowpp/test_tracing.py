@@ -57,7 +57,7 @@ def test_a_process_that_cannot_send_traces_says_what_to_install(name: str, tmp_p
     assert ended.returncode == 2
     [said] = ended.stderr.splitlines()
     assert said.startswith(f"{name}: {ENDPOINT} is set")
-    assert "pip install 'flowpp[tracing]'" in said
+    assert "pip install -e '.[tracing]'" in said
     assert not Path(data).exists()
 
 
