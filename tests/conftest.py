@@ -1,4 +1,4 @@
-"""What holds for all tests: a clean environment, and the levels of CPU kernels, which `make test` prints first."""
+"""Gives all tests a clean environment, and prints the tested levels of CPU kernels at the head of a run."""
 
 import pytest
 

@@ -119,7 +119,8 @@ def test_the_end_of_a_request_of_several_batches_is_estimated(
     monkeypatch.setattr(service.jobs, "set_progress", noted)
     started = time.time()
     worker.drain()
-    assert [progress.step for progress, _ in told] == [16, 32]
+    # two batches are computed at a time, so the last and smallest can end before the second one
+    assert [progress.step for progress, _ in told] in ([16, 32], [16, 24])
     for progress, at in told:
         left = (at - started) / progress.step * (40 - progress.step)  # by the pace that the test has seen
         assert started + 0.1 < progress.estimated_finish_at <= at + left + 0.001
