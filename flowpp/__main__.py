@@ -25,6 +25,7 @@ from flowpp.console import BadInput, errors, say, show_training, stopping_on_sig
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
+from flowpp.environment import BrokenVariable
 from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
 from flowpp.sources import Split, open_images, read_latents
@@ -318,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, tracing.TracingError) as error:
+    except (BadInput, BadImages, BadCheckpoint, BadRunDirectory, BrokenVariable, tracing.TracingError) as error:
         _exit(2, str(error))
     except TrainingError as error:
         _exit(2 if error.code == "bad_dataset" else 1, f"{error} ({error.code})")

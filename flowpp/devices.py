@@ -1,11 +1,11 @@
 """Devices: which one to compute on, and the ways in which its memory runs out."""
 
-import os
 import resource
 from pathlib import Path
 
 import torch
 
+from flowpp.environment import integer
 from flowpp.memory import of_machine
 
 
@@ -54,4 +54,4 @@ def memory_of(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min([of_machine() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), *_limits()])
+    return min([of_machine() / max(1, integer("LOCAL_WORLD_SIZE", 1)), *_limits()])

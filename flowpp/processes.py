@@ -16,7 +16,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flowpp.devices import free_memory, resolve_device
+from flowpp.environment import BrokenVariable, integer
 
+_LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what `torch.distributed.run` sets beside WORLD_SIZE
 _PR_SET_PDEATHSIG = 1
 _MAX_PATH_BYTES = 4096
 
@@ -92,13 +94,17 @@ class Processes:
 def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
     """The processes that `torch.distributed.run` started, or this one alone.
 
-    Raises `ValueError` for a device that is not there.
+    Raises `ValueError` for a device that is not there, and `BrokenVariable`.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or distributed.is_initialized():
+    size = integer("WORLD_SIZE", 1)
+    if size <= 1 or distributed.is_initialized():
         rank = distributed.get_rank() if size > 1 else 0
         yield Processes(rank, size, _own_device(device))
         return
+    if missing := [name for name in _LAUNCHED if name not in os.environ]:
+        raise BrokenVariable(
+            f"WORLD_SIZE is {size}, but {missing[0]} is not set: start with `torch.distributed.run`, or unset both"
+        )
     _end_with_the_launcher()
     place = _own_device(device)
     if place.type == "cuda":
@@ -112,7 +118,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Processes]:
 
 def _own_device(device: str | torch.device | None) -> torch.device:
     place = resolve_device(device)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if place.type == "cuda" else place
+    return torch.device("cuda", integer("LOCAL_RANK", 0)) if place.type == "cuda" else place
 
 
 def _end_with_the_launcher() -> None:
