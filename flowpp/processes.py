@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flowpp.devices import free_memory, resolve_device
 from flowpp.environment import BrokenVariable, integer
 
-_LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what `torch.distributed.run` sets beside WORLD_SIZE
+_LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # `torch.distributed.run` sets these, too
 _PR_SET_PDEATHSIG = 1
 _MAX_PATH_BYTES = 4096
 
