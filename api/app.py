@@ -36,6 +36,7 @@ from api.routes import (
 from api.submissions import Submissions
 from api.webhooks import Sender
 from flowpp import logs, tracing
+from flowpp.environment import BrokenVariable
 from flowpp.garbage_collection import settle
 from worker.connection import options_in_a_loop
 from worker.finished import Finished
@@ -43,7 +44,7 @@ from worker.metrics import ServiceMetrics, serving, together
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
-from worker.settings import BrokenVariable, Settings, from_environment
+from worker.settings import Settings, from_environment
 
 DESCRIPTION = """
 Train Flow++ models on your images, ask for the bits/dim of images, draw samples.

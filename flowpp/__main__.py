@@ -35,7 +35,7 @@ from flowpp.console import (
 from flowpp.data import BadImages
 from flowpp.declaration import declare_run
 from flowpp.durable import new_directory
-from flowpp.environment import BadGroup, settle_streams
+from flowpp.environment import BrokenVariable, settle_streams
 from flowpp.levels import UnsupportedLevel
 from flowpp.presets import PRESETS
 from flowpp.run_directory import CONFIG, BadRunDirectory, RunDirectory, TrainingError, describe, find_checkpoint
@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="python -m flowpp")
     except ValidationError as error:
         _exit(2, describe(error))
-    except (BadInput, BadImages, BadCheckpoint, BadGroup, BadRunDirectory) as error:
+    except (BadInput, BadImages, BadCheckpoint, BrokenVariable, BadRunDirectory) as error:
         _exit(2, str(error))
     except (UnsupportedLevel, tracing.TracingError) as error:
         _exit(2, str(error))

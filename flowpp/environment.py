@@ -38,8 +38,8 @@ def without(names: frozenset[str]) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-class BadGroup(ValueError):
-    """The environment names a group of processes that no process can join; the message names the variables."""
+class BrokenVariable(ValueError):
+    """An environment variable that cannot be used. The message is a sentence that names it."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ class Group:
 def group() -> Group:
     """Returns the group that the environment names; one process alone if WORLD_SIZE is unset or 1.
 
-    Raises `BadGroup` if only some of the variables are set, as in a shell of a cluster's job, or if one is no number.
+    Raises `BrokenVariable` if only some of the variables are set, as in a shell of a cluster's job, or if one is no
+    number.
     """
     if os.environ.get("WORLD_SIZE", "").strip() in ("", "1"):
         return Group()
     if missing := [name for name in JOINING if not os.environ.get(name)]:
-        raise BadGroup(
+        raise BrokenVariable(
             f"the environment has WORLD_SIZE={os.environ['WORLD_SIZE']} without {', '.join(missing)}: start several "
             "processes with `python -m torch.distributed.run`, which sets all of them, or unset WORLD_SIZE to train in "
             "one process"
@@ -67,11 +68,11 @@ def group() -> Group:
     numbers = {}
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         if not os.environ[name].isdecimal():
-            raise BadGroup(f"the variable {name} must be a number, not {os.environ[name]!r}")
+            raise BrokenVariable(f"the variable {name} must be a number, not {os.environ[name]!r}")
         numbers[name] = int(os.environ[name])
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if numbers[rank] >= numbers[size]:
-            raise BadGroup(f"the variable {rank} must be less than {size}={numbers[size]}, not {numbers[rank]}")
+            raise BrokenVariable(f"the variable {rank} must be less than {size}={numbers[size]}, not {numbers[rank]}")
     return Group(numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from flowpp import logs, tracing
+from flowpp.environment import BrokenVariable
 from flowpp.garbage_collection import settle
 from worker.artifacts import UnusableStore
 from worker.jobs import Queue
@@ -24,7 +25,7 @@ from worker.queue import QUEUES, listener
 from worker.reaper import Reaper
 from worker.recorder import LEAVE_SECONDS, Recorder
 from worker.service import Service
-from worker.settings import BrokenVariable, settings
+from worker.settings import settings
 
 log = logging.getLogger("worker")
 

@@ -13,6 +13,7 @@ from redis.connection import parse_url
 
 from flowpp import levels, tracing
 from flowpp.data import Limits
+from flowpp.environment import BrokenVariable
 
 MiB = 2**20
 
@@ -140,10 +141,6 @@ class Settings(BaseSettings):
     def request_limits(self) -> Limits:
         """Bounds on the images of one request."""
         return Limits(max_bytes=self.max_request_bytes, max_images=self.max_request_images)
-
-
-class BrokenVariable(ValueError):
-    """An environment variable that cannot be used; the message is a sentence that names it."""
 
 
 def from_environment(**values: Any) -> Settings:

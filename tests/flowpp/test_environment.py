@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowpp.environment import JOINING, BadGroup, Group, clean, group
+from flowpp.environment import JOINING, BrokenVariable, Group, clean, group
 
 ROOT = Path(__file__).parents[2]
 OURS = {name: value for name, value in clean(os.environ).items() if name not in ("PYTHONUTF8", "PYTHONSAFEPATH")}
@@ -196,12 +196,12 @@ def test_a_group_is_joined_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) 
     assert of() == of(WORLD_SIZE="") == of(WORLD_SIZE="1", RANK="7") == of(RANK="1", MASTER_ADDR="a") == Group()
     for name in JOINING:
         if name != "WORLD_SIZE":
-            with pytest.raises(BadGroup, match=f"WORLD_SIZE=2 without {name}: "):
+            with pytest.raises(BrokenVariable, match=f"WORLD_SIZE=2 without {name}: "):
                 of(**{key: value for key, value in whole.items() if key != name})
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        with pytest.raises(BadGroup, match=f"{name} must be a number"):
+        with pytest.raises(BrokenVariable, match=f"{name} must be a number"):
             of(**whole | {name: "two"})
-    with pytest.raises(BadGroup, match="RANK must be less than WORLD_SIZE=2, not 2"):
+    with pytest.raises(BrokenVariable, match="RANK must be less than WORLD_SIZE=2, not 2"):
         of(**whole | {"RANK": "2"})
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import certifi
+import numpy as np
 import pytest
 
+from flowpp.environment import BrokenVariable
 from worker import child
 from worker.redis_server import RedisServer
-from worker.settings import BrokenVariable, from_environment
+from worker.settings import from_environment
 
 BIN = Path(sys.executable).parent
 
@@ -25,8 +27,8 @@ BROKEN = {
     "FLOWPP_METRICS_PORT": "99999",
     "FLOWPP_REDIS_URL": "http://:hidden@127.0.0.1",
     "FLOWPP_STORE": "s4://bucket",
-    "SSL_CERT_FILE": "/nonexistent/cacert.pem",
-    "SSL_CERT_DIR": "/nonexistent",
+    "SSL_CERT_FILE": "/proc/nowhere/cacert.pem",
+    "SSL_CERT_DIR": "/proc/nowhere",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318",
 }
 
@@ -62,9 +64,9 @@ def test_a_file_that_holds_no_certificates_is_named(tmp_path: Path, monkeypatch:
 
 def test_variables_that_nothing_reads_here_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
-    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")  # httpx prefers the file
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent")  # of the sender of traces
-    monkeypatch.setenv("AWS_CA_BUNDLE", "/nonexistent")  # of a store in S3
+    monkeypatch.setenv("SSL_CERT_DIR", "/proc/nowhere")  # httpx prefers the file
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/proc/nowhere")  # of the sender of traces
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/proc/nowhere")  # of a store in S3
     assert from_environment()
 
 
@@ -72,8 +74,8 @@ def test_variables_that_nothing_reads_here_are_left_alone(monkeypatch: pytest.Mo
 def test_certificates_of_what_is_configured_are_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:4318")
     monkeypatch.setenv("FLOWPP_STORE", "s3://bucket/folder")
-    monkeypatch.setenv(name, "/nonexistent")
-    with pytest.raises(BrokenVariable, match=f"^{name} is /nonexistent, which cannot be read: No such file"):
+    monkeypatch.setenv(name, "/proc/nowhere")
+    with pytest.raises(BrokenVariable, match=f"^{name} is /proc/nowhere, which cannot be read: No such file"):
         from_environment()
 
 
@@ -116,14 +118,29 @@ def test_a_client_names_its_variable(name: str, value: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
+    [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "8"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "here")],
+)
+def test_a_training_names_the_variable(name: str, value: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+    train = ["train", tmp_path / "run", "--data", tmp_path / "images.npy", "--preset", "tiny", "--steps", "1"]
+    ended = _run([sys.executable, "-m", "flowpp", *train], tmp_path, {name: value})
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("flowpp: ")
+    assert name in last
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
     [
-        ("SSL_CERT_FILE", "/nonexistent"),  # the client uses its own certificates
+        ("SSL_CERT_FILE", "/proc/nowhere"),  # the client uses its own certificates
         ("HTTP_PROXY", "socks5://nowhere"),
         ("ALL_PROXY", "::::"),
         ("COLUMNS", "abc"),
         ("TZ", "No/Where"),
-        ("TMPDIR", "/nonexistent"),
-        ("HOME", "/nonexistent"),
+        ("TMPDIR", "/proc/nowhere"),
+        ("HOME", "/proc/nowhere"),
     ],
 )
 def test_a_client_does_without_what_it_does_not_need(name: str, value: str, tmp_path: Path) -> None:
