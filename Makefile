@@ -54,7 +54,7 @@ test-images: $(INSTALLED_IMAGES)  ## build the images, run the composition on a 
 	@$(BIN)/python -m pytest -m images
 
 test-faults: install  ## kill and damage what jobs need, stop training at any time, and print what it cost
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py tests/service/test_inference_faults.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/service/test_faults.py tests/service/test_stops.py tests/service/test_inference_faults.py tests/service/test_redis_states.py
 
 soak: install  ## 30 jobs under random faults for ten minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak
