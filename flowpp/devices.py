@@ -20,8 +20,7 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise ValueError(f"device {wanted}: torch knows no such device; use cpu, cuda or cuda:N") from error
-    index: int | None = device.index  # None for "cuda", which torch's annotations leave out
-    if device.type == "cuda" and index is None:
+    if wanted == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ValueError(f"device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")

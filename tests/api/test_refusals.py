@@ -243,7 +243,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [
         ("odd", [], "preset tiny does not fit the images of"),
         ("empty", [], "holds no images"),
-        ("text", [], "notes.txt: is not an image we know"),
+        ("text", [], "notes.txt: is not an image of a known kind"),
         ("mixed", [], "all must be alike"),
         ("few", [], "has 5 images, fewer than a batch of 8"),
         ("zip", [], "has 1 images, fewer than a batch of 8"),

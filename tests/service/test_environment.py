@@ -112,7 +112,7 @@ def test_a_store_that_cannot_be_made_is_named(process: str, tmp_path: Path) -> N
 def test_a_client_names_its_variable(name: str, value: str, tmp_path: Path) -> None:
     ended = _run([BIN / "flowpp", "jobs", "list"], tmp_path, {name: value})
     assert ended.returncode == 2
-    assert ended.stderr.startswith(f"flowpp: {name}: ")
+    assert name in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
