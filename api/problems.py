@@ -3,12 +3,12 @@
 import errno
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -29,11 +29,20 @@ MEDIA_TYPE = "application/problem+json"
 logger = logging.getLogger(__name__)
 
 
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates escaped: JSON can write them, and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+"""Text of a problem, which may quote anything that a client has sent."""
+
+
 class FieldProblem(BaseModel):
     """What is wrong with one field."""
 
-    path: str = Field(description="Dotted path of the field in the request.", examples=["training.learning_rate"])
-    detail: str = Field(examples=["Input should be less than or equal to 1"])
+    path: Text = Field(description="Dotted path of the field in the request.", examples=["training.learning_rate"])
+    detail: Text = Field(examples=["Input should be less than or equal to 1"])
 
 
 class Problem(BaseModel):
@@ -42,9 +51,9 @@ class Problem(BaseModel):
     type: str = Field(description="Leads to what is said of the code.", examples=[uri_of("invalid_request")])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str = Field(description="A sentence: what was wrong, where, and what would be right.")
+    detail: Text = Field(description="A sentence: what was wrong, where, and what would be right.")
     code: str = Field(description="Stable, for programs; /docs/errors lists all.", examples=["invalid_request"])
-    instance: str = Field(description="The path of the request.")
+    instance: Text = Field(description="The path of the request.")
     request_id: str = Field(description="The service's log names it; the answer's X-Request-ID, too.")
     errors: list[FieldProblem] = []
 

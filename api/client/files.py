@@ -23,7 +23,8 @@ Report = Callable[[int, int], None]
 _TAG = re.compile(r'"([\w-]{1,100})"')
 _ENTRY = re.compile(r"[A-Za-z0-9_-]+/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile("[\ud800-\udfff]|%(?=[0-9A-Fa-f]{2})")
+"""A byte of a name that is not UTF-8, and a `%` that looks like the beginning of its escape."""
 
 
 @contextmanager
@@ -44,8 +45,12 @@ def as_file(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def sendable(name: str) -> str:
-    """A file's name as Unicode: each byte that is not UTF-8, which Python shows as a lone surrogate, becomes `%XX`."""
-    return _SURROGATE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
+    """A file's name as Unicode; different names stay different.
+
+    Each byte that is not UTF-8, which Python shows as a lone surrogate, becomes `%XX`. A `%` that hexadecimal digits
+    follow becomes `%25`.
+    """
+    return _ESCAPED.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", name)
 
 
 class Counted:

@@ -1,30 +1,32 @@
 """Folders of images, which commands take in place of image files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
 from api.client.files import sendable
+from api.commands.output import note
 
 MAX_IMAGES, MAX_BYTES = 4_096, 2**30
 """Limits of one request, as the service has them by default."""
 
-_SETS = {".zip", ".tar", ".gz", ".tgz", ".npy", ".npz"}
-"""Endings of files that hold many images."""
+_NAMED = 5
+"""Skipped files that a message names."""
 
 
 def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Files, and instead of each folder the images in it, however deep, sorted: names and paths.
+    """Returns names and paths of files. The images in a folder, at any depth and sorted, replace the folder.
 
-    The name of one in a folder is its path below that. Raises `typer.BadParameter` where a folder holds none, or too
-    many.
+    The name of an image in a folder is its path in there. Content determines which files are images; a note names the
+    others. Raises `typer.BadParameter` for an image set, and if a folder has no images or too many; `BadImages` if a
+    folder contains a link to a folder.
     """
     found: list[tuple[str, Path]] = []
     for source in sources:
         if source.is_dir():
-            found += [(sendable(path.relative_to(source).as_posix()), path) for path in _images(source)]
-        elif source.suffix.lower() in _SETS:
+            found += [(sendable(name), path) for path, name in _images(source)]
+        elif _is_set(source):
             raise typer.BadParameter(
                 f"{source} is an image set; upload it (flowpp datasets upload {source}), and score it by --dataset"
             )
@@ -33,32 +35,52 @@ def image_files(sources: Sequence[Path]) -> list[tuple[str, Path]]:
     return found
 
 
-def _images(folder: Path) -> list[Path]:
-    found: list[Path] = []
+def _images(folder: Path) -> list[tuple[Path, str]]:
+    from flowpp.archives import walk  # loads NumPy and Pillow, which most commands do not need
+    from flowpp.images import DEFAULT_LIMITS, displayed
+    from flowpp.kinds import Family, kind_of
+
+    found: list[tuple[Path, str]] = []
+    skipped: list[str] = []
     size = 0
-    for path in _files(folder):
+    for path, name in walk(folder, DEFAULT_LIMITS):
+        kind = kind_of(_head(path))
+        if kind is None or kind.family is not Family.IMAGE:
+            skipped.append(displayed(name))
+            continue
         size += path.stat().st_size
-        found.append(path)
+        found.append((path, name))
         if len(found) > MAX_IMAGES or size > MAX_BYTES:
             raise typer.BadParameter(
                 f"{folder} holds more than {MAX_IMAGES:,} images, or {MAX_BYTES:,} bytes of them; upload it "
                 f"(flowpp datasets upload {folder}), and score it by --dataset"
             )
+    others = ", ".join(skipped[:_NAMED]) + (" and others" if len(skipped) > _NAMED else "")
     if not found:
-        raise typer.BadParameter(f"{folder} holds no images: no file named {', '.join(sorted(_suffixes()))}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+        detail = f"; these files are of other kinds: {others}" if skipped else ""
+        raise typer.BadParameter(f"{folder} holds no images that can be scored{detail}")
+    if skipped:
+        note(f"skips {len(skipped):,} of the files in {folder}, which are no images of a kind that is read: {others}")
+    return found
 
 
-def _suffixes() -> set[str]:
-    from flowpp.images import SUFFIXES  # which loads Pillow and NumPy, and most commands need neither
+def _is_set(path: Path) -> bool:
+    """Returns True if a file holds many images: an archive or an array."""
+    from flowpp.kinds import Family, kind_of
+    from flowpp.tar import is_tar
 
-    return {suffix for suffix, kind in SUFFIXES.items() if kind != "GIF"}
+    head = _head(path)
+    kind = kind_of(head)
+    if kind is None:
+        return any(head) and is_tar(head)
+    return kind.family in (Family.ARCHIVE, Family.OTHER_ARCHIVE, Family.ARRAY)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yields the images of a folder that are not hidden."""
-    suffixes = _suffixes()
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
+def _head(path: Path) -> bytes:
+    """Returns the beginning of a file; nothing of what is no plain file, since reading a pipe would wait."""
+    from flowpp.kinds import HEAD_BYTES
+
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)

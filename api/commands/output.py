@@ -72,16 +72,23 @@ def print_object(found: BaseModel, as_json: bool) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, headed: bool = False) -> None:
-    """Prints columns, with a heading on a terminal; in a pipe only if `headed`."""
+    """Prints columns, with a heading on a terminal; in a pipe only if `headed`.
+
+    Characters that would break a line or control a terminal are escaped: names of files and metadata may have any.
+    """
     table = Table(*head, box=None, pad_edge=False, show_header=bool(head) and (headed or sys.stdout.isatty()))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_printable(cell)) for cell in row))
     if table.row_count:
         console = Console(highlight=False, width=_COLUMNS)
         with console.capture() as captured:
             console.print(table)
         for line in captured.get().rstrip("\n").split("\n"):
             typer.echo(line.rstrip(" "))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_list(head: Sequence[str], objects: Iterable[BaseModel], as_json: bool, row: Any) -> None:

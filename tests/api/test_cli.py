@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -15,15 +18,18 @@ import typer
 from PIL import Image
 
 from api.client import Client, Job
+from api.client.files import sendable
 from api.commands.folders import image_files
+from api.commands.output import print_table
 from api.stack import Stack
 from flowpp import FlowPP
 from flowpp.data import encode_png
-from flowpp.images import SUFFIXES
 from tests.api.busy_server import JOB, Reply, busy_server
 from tests.waiting import until
 from worker.jobs import JobStatus
 from worker.redis_server import free_port
+
+PNG = encode_png(np.zeros((8, 8, 3), np.uint8))
 
 
 def flowpp(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +65,7 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give images (files or folders) or --dataset"),
         (["likelihood", "job_x", __file__, "--latents"], "choose a directory by --output"),
-        (["likelihood", "job_x", Path(__file__).parent], "holds no images: no file named .apng, .bmp"),
+        (["likelihood", "job_x", Path(__file__).parent], "holds no images that can be scored; these files are of other kinds: "),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
         (["jobs", "list", "--url", "localhost:8000"], "'localhost:8000' is no url of a service"),
@@ -193,7 +199,7 @@ def test_likelihood_takes_folders_for_the_images_in_them(
     for name in names:
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(images[0]))
+        path.write_bytes(b"notes" if name == "notes.txt" else encode_png(images[0]))
     (tmp_path / "one.png").write_bytes(encode_png(images[1]))
     scored = printed("likelihood", trained.id, tmp_path / "one.png", tmp_path / "folder", "--url", stack.url)["result"]
     assert [image["name"] for image in scored["images"]] == ["one.png", "a.png", "b.png", "deep/a.png", "deep/er/c.PNG"]
@@ -206,21 +212,76 @@ def test_likelihood_takes_folders_for_the_images_in_them(
 def test_a_folder_of_too_many_images_is_to_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.commands.folders.MAX_IMAGES", 2)
     for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / name).write_bytes(b"1234")
+        (tmp_path / name).write_bytes(PNG)
     with pytest.raises(typer.BadParameter, match=r"more than 2 images.*\(flowpp datasets upload "):
         image_files([tmp_path])
     monkeypatch.undo()
     assert len(image_files([tmp_path])) == 3
-    monkeypatch.setattr("api.commands.folders.MAX_BYTES", 11)
-    with pytest.raises(typer.BadParameter, match="or 11 bytes of them"):
+    monkeypatch.setattr("api.commands.folders.MAX_BYTES", 3 * len(PNG) - 1)
+    with pytest.raises(typer.BadParameter, match=f"or {3 * len(PNG) - 1} bytes of them"):
         image_files([tmp_path])
 
 
-def test_the_images_of_a_folder_are_those_that_the_service_reads(tmp_path: Path) -> None:
-    for suffix in [*SUFFIXES, ".txt"]:
-        (tmp_path / f"image{suffix}").touch()
-    read = {suffix for suffix, kind in SUFFIXES.items() if kind != "GIF"}
-    assert {path.suffix for _, path in image_files([tmp_path])} == read
+def test_content_determines_the_images_of_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = {"plain": PNG, "deep/notes.txt": PNG, "b.gz": PNG, "c.npy": PNG, ".hidden": PNG, "Thumbs.db": PNG}
+    others = {"web.png": b"<html></html>", "moving.png": b"GIF89a", "empty.png": b"", "array.png": b"\x93NUMPY\x01\x00"}
+    for name, content in (files | others).items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert [name for name, _ in image_files([tmp_path / "folder"])] == ["b.gz", "c.npy", "deep/notes.txt", "plain"]
+    note = capfd.readouterr().err
+    assert "skips 4 of the files" in note
+    assert all(name in note for name in others)
+    assert "Thumbs" not in note
+
+    for name in files:
+        (tmp_path / "folder" / name).unlink()
+    with pytest.raises(typer.BadParameter, match="no images that can be scored; these files are of other kinds: array"):
+        image_files([tmp_path / "folder"])
+
+
+@pytest.mark.parametrize("name", ["images", "images.png", "images.zip"])
+def test_content_determines_whether_a_file_is_an_image_set(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", PNG)
+    with pytest.raises(typer.BadParameter, match="is an image set; upload it"):
+        image_files([path])
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+    with pytest.raises(typer.BadParameter, match="is an image set; upload it"):
+        image_files([path])
+    path.write_bytes(PNG)
+    assert image_files([path]) == [(name, path)]
+
+
+def test_different_names_stay_different_on_their_way_to_the_service() -> None:
+    names = [
+        b"\xff",
+        b"%FF",
+        b"%25FF",
+        b"%ff",
+        b"%",
+        b"%\xff",
+        b"%%FF",
+        b"100%.png",
+        b"%zz",
+        b"\xed\xa0\x80",
+        b"%ED%A0%80",
+    ]
+    sent = [sendable(os.fsdecode(name)) for name in names]
+    assert len(set(sent)) == len(names)
+    assert [unquote_to_bytes(each) for each in sent] == names
+    assert sendable("100%.png") == "100%.png"
+
+
+def test_a_table_has_a_line_for_each_row_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "bits/dim"), [("a\nb\x1b[31m\u202e.png", "1"), ("\xe9\r\u2028", "2")], headed=True)
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1].split() == ["a\\nb\\x1b[31m\\u202e.png", "1"]
+    assert lines[2].split() == ["\xe9\\r\\u2028", "2"]
+    assert len(lines) == 4
 
 
 def test_upload_train_score_sample_and_download(
