@@ -107,7 +107,7 @@ def members(source: Source, limits: Limits) -> Iterator[Member]:
     behind are skipped. Bytes of names that are not UTF-8 are lone surrogates. Raises `BadImages`.
     """
     if not isinstance(source, Path):
-        named = [(each, each.name) if isinstance(each, Path) else (each[1], each[0]) for each in source]
+        named = [(each, _decoded(each.name)) if isinstance(each, Path) else (each[1], each[0]) for each in source]
         yield from _files(named, limits)
     elif source.is_dir():
         yield from _files(walk(source, limits), limits)
@@ -134,7 +134,7 @@ def _archive_or_file(source: Path, limits: Limits) -> Iterator[Member]:
         elif kind and kind.family is Family.OTHER_ARCHIVE:
             raise BadImages("unsupported_archive", f"is {kind.name}; {_READ}", source.name)
         else:
-            yield from _files([(source, source.name)], limits)
+            yield from _files([(source, _decoded(source.name))], limits)
 
 
 def walk(folder: Path, limits: Limits) -> list[tuple[Path, str]]:
@@ -146,10 +146,15 @@ def walk(folder: Path, limits: Limits) -> list[tuple[Path, str]]:
             if Path(parent, name).is_symlink():
                 raise BadImages("unsafe_folder", "is a link to a folder, which is not followed", name)
         paths = [Path(parent, name) for name in files if not _is_junk(name)]
-        found += [(path, path.relative_to(folder).as_posix()) for path in paths]
+        found += [(path, _decoded(path.relative_to(folder).as_posix())) for path in paths]
         if len(found) > limits.max_images:
             raise _too_many("files", limits.max_images)
     return sorted(found, key=lambda item: item[1])
+
+
+def _decoded(name: str) -> str:
+    """A name of the file system as UTF-8, whatever the locale; other bytes are lone surrogates."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def _raise(error: OSError) -> NoReturn:
