@@ -179,6 +179,7 @@ REQUESTS: dict[str, Callable[[House], httpx.Response]] = {
     "queue_full": House.queue_full,
     "invalid_configuration": lambda house: house.train(model={"preset": "tiny", "flow": ["squeeze"] * 6}),
     "no_training_images": lambda house: house.train(dataset=house.dataset(part="test")),
+    "too_few_training_images": lambda house: house.train(dataset=house.dataset(3), training={"batch_size": 2}),
     "batch_larger_than_dataset": lambda house: house.train(training={"batch_size": 64}),
     "wrong_model": lambda house: house.train(
         model={"preset": "tiny", "filters": 16}, resume_from=house.checkpoint.id, training={"batch_size": 8}
@@ -276,6 +277,8 @@ ELSEWHERE = {
     "too_many_processes": "tests/worker/test_service.py",
     "worker_lost": "tests/worker/test_jobs.py",
     "nan_loss": "tests/flowpp/test_training.py",
+    "diverged": "tests/worker/test_training.py",
+    "not_finite": "tests/worker/test_inference.py",
     "bad_dataset": "tests/service/test_job_lives.py",
     "internal": "tests/worker/test_inference.py",
 }
