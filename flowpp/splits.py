@@ -114,9 +114,9 @@ def _twins(components: Iterable[str]) -> dict[str, _Role]:
 
     One of them alone may be another word, as `latest` is.
     """
-    short = {component: role for component in components if (role := _SHORT.get(component.lower()))}
+    short: dict[str, _Role] = {name: _SHORT[name.lower()] for name in components if name.lower() in _SHORT}
     if len(short) > 1 and Part.TRAINING in short.values() and short.keys() == set(components):
-        return dict(short)
+        return short
     alike: dict[str, dict[str, _Role]] = {}
     for component in filter(_HINT.search, components):
         lower = component.lower()
