@@ -26,7 +26,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     except (TypeError, RuntimeError) as error:  # a tensor of several elements raises either
         raise ValueError(f"{name} is {value!r}; it must be a whole number, {bounds}") from error
     if number < least or (most is not None and number > most):
-        raise ValueError(f"{name} is {number:,}; it must be {bounds}")
+        raise ValueError(f"{name} is {_shown(number)}; it must be {bounds}")
     return number
 
 
@@ -35,10 +35,20 @@ def real(name: str, value: Any, least: float) -> float:
 
     Takes real numbers of Python and NumPy, and arrays and tensors without axes. Raises `ValueError` for others.
     """
-    number = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-    if not isinstance(number, Real) or not math.isfinite(number) or number < least:
-        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least {least:g}")
-    return float(number)
+    try:
+        number = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+        found = float(number) if isinstance(number, Real) else math.nan
+    except (OverflowError, RuntimeError):  # of an int beyond all floats, of a tensor on the meta device
+        found = math.nan
+    if not math.isfinite(found) or found < least:
+        shown = _shown(value) if isinstance(value, int) else repr(value)
+        raise ValueError(f"{name} is {shown}; it must be a finite number of at least {least:g}")
+    return found
+
+
+def _shown(number: int) -> str:
+    """The number for a message. Python refuses to print integers of some thousand digits."""
+    return f"{number:,}" if abs(number) < 10**100 else f"an integer of {number.bit_length():,} bits"
 
 
 def form_of(given: Any) -> str:

@@ -82,7 +82,10 @@ def _check_layout(header: _Header, name: str) -> None:
     if dtype == np.uint8:
         hint = "; np.ascontiguousarray gives C order"
     elif dtype.kind == "f":
-        hint = "; save values of 0 to 255 by images.astype(np.uint8), and of 0 to 1 by (255 * images).round()"
+        hint = (
+            "; save values of 0 to 255 by images.astype(np.uint8), "
+            "and of 0 to 1 by (255 * images).round().astype(np.uint8)"
+        )
     elif dtype.kind == "b":
         hint = "; save 255 * images.astype(np.uint8)"
     elif dtype.kind in "iu":

@@ -13,6 +13,11 @@ from flowpp.images import BadImages
 MAX_BATCH_BYTES = 64 * 2**20
 """An official batch of 10,000 images has 31 MB."""
 
+MAX_LABEL = 9
+"""A binary batch begins with a label from 0 to 9, which no image file does."""
+
+_PICKLE = b"\x80"  # opcode PROTO, and no label
+
 COMPANIONS = {"batches.meta", "batches.meta.txt", "readme.html"}
 """Files of the official archives that hold no images."""
 
@@ -28,7 +33,8 @@ def is_batch(file: str) -> bool:
 
 def read_batch(data: bytes, name: str) -> np.ndarray:
     """The images of one batch file, uint8 [N, 32, 32, 3]. Raises `BadImages`."""
-    rows = _binary_rows(data, name) if name.endswith(".bin") else _pickled_rows(data, name)
+    is_binary = name.endswith(".bin") and not data.startswith(_PICKLE)
+    rows = _binary_rows(data, name) if is_binary else _pickled_rows(data, name)
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 

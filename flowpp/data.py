@@ -23,7 +23,16 @@ from flowpp import cifar
 from flowpp.archives import Member, Source, members, walk
 from flowpp.arrays import read_array, read_header
 from flowpp.durable import new_directory, new_file
-from flowpp.images import DEFAULT_LIMITS, BadImages, Limits, decode_image, encode_png, expand_bits, reduce_bits
+from flowpp.images import (
+    DEFAULT_LIMITS,
+    BadImages,
+    Limits,
+    check_kind,
+    decode_image,
+    encode_png,
+    expand_bits,
+    reduce_bits,
+)
 from flowpp.kinds import HEAD_BYTES, Family, kind_of
 from flowpp.spool import PIECE_BYTES, Arrangement, Spool, arrange, check_form, too_many_images
 
@@ -228,16 +237,19 @@ def read_member(member: Member, limits: Limits) -> Iterator[np.ndarray]:
     """The images of a file, uint8 [n, H, W, C] each. Its content determines its kind.
 
     Names matter only for files that do not begin with a mark of their kind: batches of CIFAR-10 and their companions.
+    The kind is checked before the size: most files that are no images are larger than images.
     """
     head = member.stream.peek(HEAD_BYTES)
     kind = kind_of(head)
     family = kind.family if kind and head else None
+    may_be_batch = cifar.is_batch(member.file) and (family is None or head[0] <= cifar.MAX_LABEL)
     if family is Family.ARRAY or (family is None and member.file.lower().endswith(".npy")):
         yield from read_array(member.stream, member.name, limits)
-    elif family is Family.PICKLE or cifar.is_batch(member.file):
+    elif family is Family.PICKLE or may_be_batch:
         if member.file not in cifar.COMPANIONS:
             yield cifar.read_batch(member.read(cifar.MAX_BATCH_BYTES), member.name)
     elif member.file not in cifar.COMPANIONS:
+        check_kind(head, member.name)
         yield decode_image(member.read(limits.max_image_bytes), member.name, limits)[None]
 
 

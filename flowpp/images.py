@@ -88,7 +88,7 @@ def decode_image(data: bytes, name: str, limits: Limits = DEFAULT_LIMITS) -> np.
     too. Damaged, animated, deep (16-bit), CMYK, transparent, too large and too small images are refused. Raises
     `BadImages`.
     """
-    file_format = _sniff(data, name)
+    file_format = check_kind(data, name)
     if len(data) > limits.max_image_bytes:
         raise too_many_bytes(name, limits.max_image_bytes)
     with _pillow, warnings.catch_warnings():
@@ -150,9 +150,9 @@ def too_many_bytes(name: str, most: int) -> BadImages:
     return BadImages("image_too_large", f"has more than {most:,} bytes; {ACCEPTED}", name)
 
 
-def _sniff(data: bytes, name: str) -> str:
-    """The format of an image that is read. Raises `BadImages` with their kind for other files."""
-    kind = kind_of(data)
+def check_kind(head: bytes, name: str) -> str:
+    """The format of an image file that begins with `head`. Raises `BadImages` with their kind for other files."""
+    kind = kind_of(head)
     if kind is None:
         raise BadImages("not_an_image", f"is not an image of a known kind; {ACCEPTED}", name)
     if kind.family is Family.OTHER_IMAGE:

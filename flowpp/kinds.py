@@ -35,8 +35,9 @@ def _kind(family: Family, name: str, pattern: bytes) -> tuple[re.Pattern[bytes],
 _FTYP = rb".{4}ftyp"
 _BOM = rb"(?:\xef\xbb\xbf)?"
 _TEXT = _BOM + rb"\s*"
+_MARKUP = _BOM + rb"(?:<\?xml[^>]*>|<!--(?:(?!-->).)*-->|\s)*"
 _KINDS = [
-    _kind(Family.IMAGE, "PNG", rb"\x89PNG\r\n\x1a\n"),
+    _kind(Family.IMAGE, "PNG", rb"\x89PNG"),
     _kind(Family.OTHER_IMAGE, "a JPEG-LS or lossless JPEG", rb"\xff\xd8\xff[\xf7\xc3]"),
     _kind(Family.IMAGE, "JPEG", rb"\xff\xd8\xff"),
     _kind(Family.IMAGE, "WebP", rb"RIFF.{4}WEBP"),
@@ -84,7 +85,11 @@ _KINDS = [
     _kind(Family.OTHER, "a PDF document", rb"%PDF-"),
     _kind(Family.OTHER, "a PostScript document", rb"%!PS"),
     _kind(Family.OTHER, "a pointer of Git LFS; fetch the file itself by `git lfs pull`", rb"version https://git-lfs"),
-    _kind(Family.OTHER, "a web page, as of a failed download", _TEXT + rb"(?i:<!doctype html|<html|<head|<script)"),
+    _kind(
+        Family.OTHER,
+        "a web page, as of a failed download",
+        _MARKUP + rb"(?i:<!doctype html|<(?:html|head|title|meta|body|script|h1)\b)",
+    ),
     _kind(Family.OTHER, "XML", _TEXT + rb"<\?xml"),
     _kind(Family.OTHER, "JSON", _TEXT + rb"[{\[]\s*[\"\[{\]}0-9]"),
     _kind(Family.OTHER, "a Parquet table; save its images as files or by np.save", rb"PAR1"),

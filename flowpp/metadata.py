@@ -14,6 +14,7 @@ UPRIGHT = 1
 """The EXIF orientation of an image that is stored as it is viewed."""
 
 _MAX_TEXT_BYTES = 2**20  # unpacked, of a text that may hold the orientation
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 _WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
 _WEBP_FLAGS = 0x10 | 0x02  # of VP8X: alpha and animation; the others announce metadata
@@ -51,7 +52,9 @@ def plain_image(data: bytes, file_format: str) -> PlainImage:
 
 def _plain_png(data: bytes) -> PlainImage:
     """Keeps the critical chunks and tRNS, and counts the pictures of an animation (APNG)."""
-    kept, exif, xmp, raw_profile = [data[:8]], b"", b"", b""
+    if not data.startswith(_PNG_SIGNATURE):
+        raise ValueError("its first bytes are damaged, as by a transfer in text mode")
+    kept, exif, xmp, raw_profile = [_PNG_SIGNATURE], b"", b"", b""
     frames, is_first_frame, has_pixels, depth, colour = 0, False, False, 8, 0
     for kind, content, checksum in _png_chunks(data):
         if kind == b"IHDR":

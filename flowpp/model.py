@@ -300,7 +300,8 @@ class FlowPP(nn.Module):
             samples = len(draws)
             if generator is not None:
                 raise ValueError(_BOTH)
-            if not samples or importance_samples not in (None, samples):
+            wanted = samples if importance_samples is None else whole("importance_samples", importance_samples, 1)
+            if not samples or wanted != samples:
                 raise ValueError(f"importance_samples is {importance_samples}, and noise holds {samples} draws")
         total: Tensor | None = None
         for draw in draws:
@@ -324,6 +325,7 @@ class FlowPP(nn.Module):
         """What the dequantizer makes its u from: normal (variational) or uniform noise [n, C, H, W]."""
         parameter = self.parameter
         shape = (whole("n", n, 0), *self.config.image_shape)
+        _check_generator(generator, parameter.device)
         return self.dequantizer.draw_noise(shape, dtype=parameter.dtype, device=parameter.device, generator=generator)
 
     def log_weight(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -499,6 +501,22 @@ def _check_tensor(name: str, given: object) -> None:
     """Raises `ValueError` if an argument is no tensor."""
     if not isinstance(given, Tensor):
         raise ValueError(f"{name} is {form_of(given)}; the model takes a torch.Tensor, as torch.from_numpy makes one")
+    if given.layout != torch.strided:
+        raise ValueError(f"{name} is {form_of(given)} of layout {given.layout}; the model takes dense tensors")
+    if given.is_meta:
+        raise ValueError(f"{name} is {form_of(given)} on the meta device, where tensors have no values")
+
+
+def _check_generator(generator: object, device: torch.device) -> None:
+    """Raises `ValueError` if the argument cannot draw noise on the model's device."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator is {form_of(generator)}; the model takes a torch.Generator")
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"generator is on {generator.device}, and the model is on {device}; both must be on one device"
+        )
 
 
 class WeightTerms(NamedTuple):

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
@@ -39,8 +39,12 @@ _WORDS: dict[_Role, str] = {
 _THINGS = "(?:set|sets|data|dataset|split|part|image|images|img|imgs)?"
 _ROLES = [(role, re.compile(f"[xy]?(?:{words}){_THINGS}")) for role, words in _WORDS.items()]
 _SHORT = {"tr": Part.TRAINING, "va": Part.VALIDATION, "te": Part.TEST}  # as in x_tr; alone they are languages
+_GLUED = [
+    (role, re.compile(f"(?<=[a-z])(?:{words})(?![a-z])|(?<![a-z])(?:{words})(?=[a-z])(?!ers?(?![a-z]))"))
+    for role, words in _WORDS.items()
+]
 _FOLD = re.compile(r"(?<![a-z])(?:fold|split)[^a-z0-9]?[0-9]")
-_HINT = re.compile("tr|te|va|dev|vld|tst|hold|held|fold|split")
+_HINT = re.compile("tr|te|va|dev|vld|tst|hold|held|fold|split", re.IGNORECASE)
 _TOKENS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # words of trainA, XTrain and TRAIN
 
 
@@ -89,7 +93,7 @@ def _roles_at(
     place: _Place, groups: dict[str, list[int]], names: Sequence[str], counts: Sequence[int]
 ) -> dict[str, _Role]:
     """The components at a place that indicate a role. Raises `BadImages` if they cannot be followed."""
-    found = {component: role for component in groups if (role := _role(component))}
+    found = _twins(groups) | {component: role for component in groups if (role := _role(component))}
     if place.is_decided or len(groups) == 1:
         found = {component: role for component, role in found.items() if role is not _Unclear.UNKNOWN}
     others = [component for component, role in found.items() if role is not place.role]
@@ -103,6 +107,29 @@ def _roles_at(
     if place.is_decided or (place.role and is_partial):
         raise _ambiguous("its names indicate two parts", example)
     return found
+
+
+def _twins(components: Iterable[str]) -> dict[str, _Role]:
+    """Components that differ only in the word of a part, `mytrain` and `mytest` or `tr` and `te`, with their roles.
+
+    One of them alone may be another word, as `latest` is.
+    """
+    short: dict[str, _Role] = {name: _SHORT[name.lower()] for name in components if name.lower() in _SHORT}
+    if len(short) > 1 and Part.TRAINING in short.values() and short.keys() == set(components):
+        return short
+    alike: dict[str, dict[str, _Role]] = {}
+    for component in filter(_HINT.search, components):
+        lower = component.lower()
+        for role, pattern in _GLUED:
+            if match := pattern.search(lower):
+                rest = re.sub("[0-9]+", "0", f"{lower[: match.start()]}/{lower[match.end() :]}")
+                alike.setdefault(rest, {})[component] = role
+    return {
+        component: role
+        for twins in alike.values()
+        if Part.TRAINING in twins.values() and len(set(twins.values())) > 1
+        for component, role in twins.items()
+    }
 
 
 def _count(components: list[str], groups: dict[str, list[int]], counts: Sequence[int]) -> int:
@@ -148,6 +175,7 @@ def _role(name: str) -> _Role | None:
     found: set[_Role] = {role for role, pattern in _ROLES if any(map(pattern.fullmatch, words))}
     if "x" in words:
         found |= {role for word, role in _SHORT.items() if word in words}
+    found |= {role for word, role in _SHORT.items() if f"x{word}" in words}
     if re.search("(hold|held)[^a-z]?out", lower):
         found.add(_Unclear.HELD_OUT)
     if words & {"trainval", "traindev", "traintest", "trainvalid"}:

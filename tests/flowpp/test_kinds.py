@@ -89,6 +89,59 @@ def test_files_are_read_by_their_content_whatever_their_names(tmp_path: Path) ->
             (tmp_path / name).unlink()
 
 
+def test_batches_and_images_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    batch = pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 4}, 2)
+    rows = np.full((4, 3073), 9, np.uint8).tobytes()
+    small = encode_png(PIXELS[0])
+    for index, (name, data, count) in enumerate(
+        (
+            ("data_batch_1.bin", batch, 4),
+            ("data_batch_1.bin", rows, 4),
+            ("data_batch_1.bin", small, 1),
+            ("test_batch", small, 1),
+        )
+    ):
+        (tmp_path / name).write_bytes(data)
+        found = build_image_set(tmp_path / name, tmp_path / f"set-{index}")
+        assert found.num_images == count
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "not_an_image", "is HDF5"),
+        (b"PAR1", "not_an_image", "is a Parquet table"),
+        (b"%PDF-1.7\n", "not_an_image", "is a PDF document"),
+        (b"GIF89a", "unsupported_format", "is GIF"),
+        (b"label,pixel\n", "not_an_image", "is not an image of a known kind"),
+        (b"\x89PNG\r\n\x1a\n", "image_too_large", "has more than"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_as_such_whatever_its_size(
+    tmp_path: Path, data: bytes, code: str, message: str
+) -> None:
+    (tmp_path / "a.bin").write_bytes(data + bytes(3 * 2**20))
+    with pytest.raises(BadImages) as caught:
+        build_image_set(tmp_path / "a.bin", tmp_path / "set")
+    assert (caught.value.code, message in str(caught.value)) == (code, True), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "page", [b"<?xml version='1.0'?>\n<!DOCTYPE html>", b"<!-- a -->\n<html>", b"<body>404", b"<h1>Not found</h1>"]
+)
+def test_a_web_page_is_named_as_one_however_it_begins(page: bytes) -> None:
+    with pytest.raises(BadImages, match="is a web page"):
+        decode_image(page, "a.jpg")
+
+
+def test_a_png_of_a_transfer_in_text_mode_is_damaged() -> None:
+    for data in (encode_png(PIXELS[0]).replace(b"\r\n", b"\n"), encode_png(PIXELS[0])[:6]):
+        with pytest.raises(BadImages, match="transfer in text mode") as caught:
+            decode_image(data, "a.png")
+        assert caught.value.code == "damaged_image"
+
+
 def test_a_pickle_that_is_no_batch_is_refused_as_one(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(pickle.dumps({"weight": 1}, 2))
     with pytest.raises(BadImages) as caught:

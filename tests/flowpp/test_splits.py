@@ -34,6 +34,13 @@ def parts(*names: str, count: int = 10) -> list[Part] | None:
         ("x_train.npy; x_test.npy", [T, E]),
         ("XTrain.npy; XTest.npy", [T, E]),
         ("x_tr.npy; x_va.npy; x_te.npy", [T, V, E]),
+        ("Xtr.npy; Xva.npy; Xte.npy", [T, V, E]),
+        ("tr/1.png; te/1.png", [T, E]),
+        ("tr/1.png; va/1.png; te/1.png", [T, V, E]),
+        ("mytrain/1.png; mytest/1.png; mytest/2.png", [T, E, E]),
+        ("Mnisttrain.npy; Mnisttest.npy", [T, E]),
+        ("a/newtrain_1.png; a/newtrain_2.png; a/newval_3.png", [T, T, V]),
+        ("traincats/1.png; testcats/1.png", [T, E]),
         ("train_images.npy; val_images.npy; test_images.npy", [T, V, E]),
         ("train-00000-of-00002.npy; train-00001-of-00002.npy; validation-00000-of-00001.npy", [T, T, V]),
         ("cifar10_train.npy; cifar10_test.npy", [T, E]),
@@ -68,6 +75,9 @@ def test_names_are_recognized(names: str, expected: list[Part]) -> None:
         ["cat/1.png", "dog/1.png"],
         ["arr_0.npy", "arr_1.npy"],
         ["tr/1.png", "de/1.png", "te/1.png"],  # languages
+        ["trainer/1.png", "tester/1.png"],
+        ["trainers/1.png", "testers/1.png"],
+        ["restrain/1.png", "contest/1.png", "mytest/1.png"],
     ],
 )
 def test_words_that_only_contain_such_letters_are_no_split(names: list[str]) -> None:
