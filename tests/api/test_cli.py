@@ -65,7 +65,10 @@ def lines(*arguments: str | Path) -> list[Any]:
         (["train", "no-such-folder"], "'no-such-folder' is no file or folder here, and no dataset's id"),
         (["likelihood", "job_x"], "give images (files or folders) or --dataset"),
         (["likelihood", "job_x", __file__, "--latents"], "choose a directory by --output"),
-        (["likelihood", "job_x", Path(__file__).parent], "holds no images that can be scored; these files are of other kinds: "),
+        (
+            ["likelihood", "job_x", Path(__file__).parent],
+            "holds no images that can be scored; these files are of other kinds: ",
+        ),
         (["sample", "job_x", "--interpolate", __file__, __file__, "--seed", "1"], "it goes with neither"),
         (["jobs", "shew", "job_x"], "shew"),
         (["jobs", "list", "--url", "localhost:8000"], "'localhost:8000' is no url of a service"),
