@@ -73,7 +73,7 @@ class Listed(NamedTuple):
 
 
 class UnusableStore(OSError):
-    """The store's directory cannot be made; the message is a sentence."""
+    """The store cannot be opened, or its directory cannot be made; the message is a sentence."""
 
 
 class Together:
@@ -104,7 +104,10 @@ class ArtifactStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = file_system(url)
+        try:
+            self._fs, root = file_system(url)
+        except Exception as error:  # each file system of fsspec raises its own, and may connect first
+            raise UnusableStore(f"FLOWPP_STORE cannot be used: {type(error).__name__}: {error!s:.200}") from error
         self._root = str(root).rstrip("/")
         self._verified: dict[tuple[str, str], tuple[int, int]] = {}
         self.directory = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None

@@ -77,7 +77,7 @@ def _is_set(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    """Returns the beginning of a file; nothing of what is no plain file, since reading a pipe would wait."""
+    """Returns the beginning of a plain file. Returns nothing for a pipe, since reading it would wait."""
     from flowpp.kinds import HEAD_BYTES
 
     if not path.is_file():

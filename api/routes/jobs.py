@@ -127,7 +127,7 @@ async def events(
     A browser's EventSource then connects again, and gets 204, which stops it.
     """
     behind = last_event_id or after
-    if "text/event-stream" not in ",".join(accept or ()):
+    if "text/event-stream" not in ",".join(accept or ()).lower():
         page = await run_in_threadpool(service.events.page, job.id, behind, limit, order=order, types=type)
         return ListOf[Event](**as_list(page))
     if order == "desc":

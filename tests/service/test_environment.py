@@ -97,9 +97,10 @@ def test_each_process_ends_with_the_sentence(process: str, name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("process", ["worker", "keys"])
-def test_a_store_that_cannot_be_made_is_named(process: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["{path}/file/store", "ftp://127.0.0.1:1/x", "zip://x"])
+def test_a_store_that_cannot_be_made_is_named(store: str, process: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ended = _run(PROCESSES[process], tmp_path, {"FLOWPP_STORE": str(tmp_path / "file" / "store")})
+    ended = _run(PROCESSES[process], tmp_path, {"FLOWPP_STORE": store.format(path=tmp_path)})
     assert ended.returncode in (1, 2)
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert "FLOWPP_STORE" in ended.stderr
