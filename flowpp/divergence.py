@@ -23,6 +23,12 @@ RISE = 1.0
 HOPELESS = 8.0
 """Bits/dim above the uniform code that no untrained model costs after its data-dependent initialization."""
 
+LOST_AT_ONCE = 100.0
+"""Bits/dim above the uniform code that fail a run of fewer than `SPAN` steps after its warm-up.
+
+Below that, such a run may still be near an initialization from few images, as a trial run of two steps is.
+"""
+
 PATIENCE = 1_000
 """Steps, or those of a longer warm-up, that a diverged run has to recover."""
 
@@ -111,7 +117,7 @@ class Divergence:
         )
 
     def _decide(self, training: float | None, validation: float | None) -> None:
-        if self._stays(self._lost, far=True):
+        if self._stays(self._lost, far=training is not None and training > self._uniform + LOST_AT_ONCE):
             self._since = self._ever = self._lost.began if self._since is None else self._since
         if validation is not None:  # of the average weights, which are what the run is for: it decides
             self._evaluate(validation)
@@ -120,7 +126,8 @@ class Divergence:
         self.failure = self._in_words(training, validation) if self._since is not None and self._given_up else None
 
     def _evaluate(self, validation: float) -> None:
-        if validation <= max(self._uniform, self._best[VALIDATION] + RISE if self._validated else 0):
+        best = min(self._best[VALIDATION] + RISE, self._uniform + HOPELESS) if self._validated else 0
+        if validation <= max(self._uniform, best):
             self._since = self._ever = None
             if self._lost.began is not None:
                 self._lost.began = self._step

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import WithJsonSchema
 
 from api.dependencies import JobOf, ServiceOf
 from api.problems import RangeNotSatisfiable
@@ -30,11 +31,17 @@ FILE = {
 }
 
 
+AS_ONE = WithJsonSchema({"type": "string"})
+"""A header that is a list may be sent as one line, with commas, or as several (RFC 9110, 5.3)."""
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a request for a file asks of it."""
 
-    if_none_match: Annotated[list[str] | None, Header(description="Answer 304 if the file is one of these.")] = None
+    if_none_match: Annotated[
+        list[str] | None, AS_ONE, Header(description="Answer 304 if the file is one of these.")
+    ] = None
     range: Annotated[str | None, Header(description="`bytes=FIRST-LAST`: only this part, as 206.")] = None
     if_range: Annotated[str | None, Header(description="The whole file, where it is another than this one.")] = None
 

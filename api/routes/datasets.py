@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import CallerOf, DatasetOf, ServiceOf
 from api.idempotency import Creation, CreationOf
-from api.routes.artifacts import Conditions
+from api.routes.artifacts import AS_ONE, Conditions
 from api.schemas import After, Limit, ListOf, Order, as_list
 from api.uploads import Upload, invalid_field, received, saved
 from flowpp.data import build_image_set
@@ -121,7 +121,9 @@ def get_dataset(dataset: DatasetOf) -> Dataset:
 def contact_sheet(
     dataset: DatasetOf,
     service: ServiceOf,
-    if_none_match: Annotated[list[str] | None, Header(description="Answer 304 if the sheet is one of these.")] = None,
+    if_none_match: Annotated[
+        list[str] | None, AS_ONE, Header(description="Answer 304 if the sheet is one of these.")
+    ] = None,
 ) -> Response:
     """Look at a dataset: n = up to 64 of its images, evenly spread, in one PNG.
 

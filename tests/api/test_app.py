@@ -28,7 +28,7 @@ while not server.started:
 with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
     assert client.get("/v1/presets").status_code == 200
     with open(sys.argv[1], "rb") as file:
-        dataset = client.post("/v1/datasets", files={"file": ("image.png", file)}).json()
+        dataset = client.post("/v1/datasets", files={"file": ("images.npy", file)}).json()
     wanted = {"dataset": dataset["id"], "model": {"preset": "tiny"}, "training": {"batch_size": 1}}
     job = client.post("/v1/training-jobs", json=wanted)
     print(job.status_code)
@@ -41,12 +41,10 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "torch"))
 def test_the_api_process_never_imports_torch(redis_server: RedisServer, tmp_path: Path) -> None:
     import numpy as np
 
-    from flowpp.data import encode_png
-
-    (tmp_path / "image.png").write_bytes(encode_png(np.zeros((32, 32, 3), np.uint8)))
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8))
     environment = {**os.environ, "FLOWPP_REDIS_URL": redis_server.url, "FLOWPP_DATA_DIRECTORY": str(tmp_path)}
     environment["FLOWPP_AUTHENTICATION"] = "false"
-    command = [sys.executable, "-c", NO_TORCH, str(tmp_path / "image.png")]
+    command = [sys.executable, "-c", NO_TORCH, str(tmp_path / "images.npy")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.split("\n")[:2] == ["202", "[]"], run.stderr
 

@@ -291,9 +291,13 @@ def test_upload_train_score_sample_and_download(
     stack: Stack, client: Client, archive: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
     at = ("--url", stack.url)
-    uploaded = flowpp("datasets", "upload", archive, *at)
+    own = tmp_path / "own.npz"  # tests that share the stack may have uploaded the same images before
+    np.savez(own, train=images[31::-1], validation=images[32:])
+    uploaded = flowpp("datasets", "upload", own, *at)
     dataset = uploaded.stdout.strip()
     assert uploaded.stderr == f"uploaded 48 images of 3x32x32, of them 16 for validation, as {dataset}\n"
+    again = flowpp("datasets", "upload", own, *at)
+    assert (again.stdout.strip(), again.stderr.startswith(f"reuses {dataset}, ")) == (dataset, True)
     assert dataset in flowpp("datasets", "list", *at).stdout
     assert "32x32" not in flowpp("datasets", "show", dataset, *at).stdout.splitlines()[0]
 

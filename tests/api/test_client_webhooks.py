@@ -109,9 +109,9 @@ def test_the_command_makes_shows_pings_and_deletes_a_webhook(url: str, receiver:
     assert (said[:4], said[-1]) == ([ping, "ping", "delivered", "1"], "200")
     assert flowpp("webhooks", "delete", webhook, *at).returncode == 0
     gone = flowpp("webhooks", "show", webhook, *at)
-    assert (gone.returncode, f"there is no webhook {webhook}" in gone.stderr) == (2, True)
+    assert (gone.returncode, f"there is no webhook {webhook}" in gone.stderr) == (2, True), gone.stderr
     unknown = flowpp("webhooks", "create", receiver.url(), "--event", "job.done", *at)
-    assert (unknown.returncode, "'job.succeeded'" in unknown.stderr) == (2, True)
+    assert (unknown.returncode, "job.succeeded" in unknown.stderr) == (2, True), unknown.stderr
 
 
 def test_the_command_prints_webhooks_as_json(url: str, receiver: Receiver) -> None:

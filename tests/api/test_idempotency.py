@@ -1,5 +1,6 @@
 """`Idempotency-Key`: the same request twice creates one thing."""
 
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,7 +34,9 @@ def creating(checkpoint: Checkpoint, png: bytes) -> list[tuple[str, dict]]:
 def test_the_same_request_again_is_answered_with_what_the_first_created(
     http: httpx.Client, service: Service, checkpoint: Checkpoint, png: bytes
 ) -> None:
-    dataset = http.post("/v1/datasets", files={"file": ("a.png", png)}).json()["id"]
+    images = io.BytesIO()
+    np.save(images, np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8))
+    dataset = http.post("/v1/datasets", files={"file": ("a.npy", images.getvalue())}).json()["id"]
     requests = creating(checkpoint, png)
     requests.append(
         (
@@ -50,7 +53,7 @@ def test_the_same_request_again_is_answered_with_what_the_first_created(
         assert "idempotency-replayed" not in first.headers
         assert again.headers["idempotency-replayed"] == "true"
     assert len(service.jobs.page().data) == 3
-    assert len(service.datasets.page().data) == 1
+    assert len(service.datasets.page().data) == 2
 
 
 def test_another_request_with_the_key_is_refused(http: httpx.Client, checkpoint: Checkpoint, png: bytes) -> None:

@@ -47,11 +47,13 @@ def follow(series: Iterable[Row], recipe: TrainingConfig = RECIPE, bits: int = 8
         ("rises little, above the uniform code", [(4_000, 7.5, 7.5), (5_000, 8.4, 8.4)], RECIPE, False, 1),
         ("hopeless from the beginning", [(s, 1e12, None) for s in range(100, 5_001, 100)], RECIPE, True, 1),
         ("hopeless in one row alone", [(5_000, 27_302.0, None)], RECIPE, True, 1),
+        ("falls, and stays hopeless", [(s, 1e9 / s, 1e9 / s) for s in range(100, 5_001, 100)], RECIPE, True, 2),
         ("overfits", [(s, 7 - s / 1e3, 7 + s / 100) for s in range(100, 5_001, 100)], RECIPE, False, 1),
         ("an average that is still good", [(4_000, 5, 5), (5_000, 12, 5.1)], RECIPE, False, 1),
         ("an average that is lost", [(4_000, 5, 5), (4_500, 1e5, None), (5_000, 7, 27_302.0)], RECIPE, True, 2),
         ("skipped steps have no figure", [(s, None, None) for s in range(100, 5_001, 100)], RECIPE, False, 0),
         ("two steps", [(1, 8.3, None), (2, 9.1, 8.5)], TrainingConfig(steps=2, warmup_steps=0), False, 0),
+        ("two, from few images", [(1, 35, None), (2, 42, 38)], TrainingConfig(steps=2, warmup_steps=0), False, 1),
         ("a short one that is lost", [(1, 7, None), (2, 900, 800)], TrainingConfig(steps=2, warmup_steps=1), True, 1),
     ],
 )

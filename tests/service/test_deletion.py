@@ -81,9 +81,9 @@ def local(data: Path) -> set[str]:
 
 
 def test_what_was_made_and_deleted_has_left_nothing(stack: Stack, service: Service, http: httpx.Client) -> None:
-    def upload() -> str:
+    def upload(seed: int) -> str:
         file = io.BytesIO()
-        np.save(file, np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), np.uint8))
+        np.save(file, np.random.default_rng(seed).integers(0, 256, (80, 8, 8, 3), np.uint8))
         return http.post("/v1/datasets", files={"file": ("images.npy", file.getvalue())}).json()["id"]
 
     def job(kind: str, status: str = "succeeded", **request: Any) -> str:
@@ -115,10 +115,10 @@ def test_what_was_made_and_deleted_has_left_nothing(stack: Stack, service: Servi
 
     nothing = stored(service)
     assert nothing == set()
-    dataset = upload()
+    dataset = upload(0)
     trained = training({"steps": 20, "checkpoint_every": 10}, "succeeded")
     making: dict[str, Callable[[], str]] = {
-        "a dataset": lambda: f"/v1/datasets/{upload()}",
+        "a dataset": lambda: f"/v1/datasets/{upload(1)}",
         "a training job": lambda: f"/v1/jobs/{training({'steps': 10}, 'succeeded')}",
         "a paused one": lambda: f"/v1/jobs/{paused()}",
         "one that runs": lambda: f"/v1/jobs/{training(ENDLESS, 'running')}",

@@ -45,9 +45,10 @@ class Workers:
             "FLOWPP_DATA_DIRECTORY": str(settings.data_directory),
             "FLOWPP_LEASE_SECONDS": str(settings.lease_seconds),
             "FLOWPP_GRACE_SECONDS": str(PATIENCE_SECONDS),
-            "FLOWPP_MAX_PROCESSES": str(settings.max_processes),
             "OMP_NUM_THREADS": "1",
         }
+        if settings.max_processes is not None:
+            self.environment["FLOWPP_MAX_PROCESSES"] = str(settings.max_processes)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, queue: str) -> subprocess.Popen[bytes]:
