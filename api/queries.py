@@ -60,7 +60,8 @@ def _parameters(request: Request, where: str) -> list[dict[str, Any]]:
 
 def _is_list(parameter: dict[str, Any]) -> bool:
     schema = parameter["schema"]
-    return any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
+    listed = any(each.get("type") == "array" for each in (schema, *schema.get("anyOf", ())))
+    return listed or bool(schema.get("x-repeatable"))
 
 
 def _is_known(name: str, styles: dict[str, str]) -> bool:

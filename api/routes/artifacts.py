@@ -31,7 +31,7 @@ FILE = {
 }
 
 
-AS_ONE = WithJsonSchema({"type": "string"})
+AS_ONE = WithJsonSchema({"type": "string", "x-repeatable": True})
 """A header that is a list may be sent as one line, with commas, or as several (RFC 9110, 5.3)."""
 
 
