@@ -153,7 +153,7 @@ def walk(folder: Path, limits: Limits) -> list[tuple[Path, str]]:
 
 
 def _decoded(name: str) -> str:
-    """A name of the file system as UTF-8, whatever the locale; other bytes are lone surrogates."""
+    """Returns a name of the file system decoded as UTF-8, in any locale. Other bytes become lone surrogates."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 

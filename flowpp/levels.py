@@ -76,7 +76,7 @@ def levels() -> dict[str, Level]:
 
 @lru_cache
 def lacking() -> dict[str, str]:
-    """Returns the levels that this machine does not support, each with what it lacks, in words.
+    """Returns the levels that this machine does not support, each with the missing features in words.
 
     A missing compiler is not among these reasons."""
     features = _features()

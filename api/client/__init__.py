@@ -106,7 +106,7 @@ class _Service(Resource[W]):
 
     @call
     async def readiness(self) -> Readiness:
-        """Returns whether the service is ready, and what is missing. Needs no key."""
+        """Returns the readiness of the service and its missing parts. Needs no key."""
         return parsed(Readiness, await self._transport.ask("/readyz"))
 
     @call
